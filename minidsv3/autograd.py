@@ -1,0 +1,488 @@
+"""Reverse-mode differentiation on a tape of coarse ops.
+
+An op is a `Function`: `forward` and `backward` side by side, on plain ndarrays. `Function.apply` runs the forward,
+and, when an input needs a gradient, remembers the op; `backward(loss)` walks the remembered ops from the newest to the
+oldest and hands each the gradients of its outputs. That is the whole idea. The rest of this file is the four doors
+that the other parts of the package use: `replacing` (swap one op for another), `observing` and `trace` (see every op
+that runs), `deferred_weight_grads` (zero-bubble pipelines) and `Checkpoint` (recompute instead of keep).
+
+Left out on purpose: broadcasting rules, double backward, an operator for every NumPy function. An op is the unit of
+derivative, of precision, of saved memory, of time and of an exercise; a model needs about fifteen of them.
+
+Rules for writing an op
+    * positional inputs are differentiable, keywords are constants;
+    * keep arrays only through `self.save(...)`: it is the complete list of what the backward pass needs;
+    * never write into an input or into a `dy`; the engine never adds in place to a gradient that an op returned;
+    * a weight gradient is returned as a function without arguments (a thunk): it is run at once, or later.
+
+State (recording, observers, replacements, deferral) is per thread: each worker of a data-parallel step runs its own
+tape over shared parameters.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+Thunk = Callable[[], Array]
+
+
+class _Engine(threading.local):
+    """Per-thread state; the only state of this package that outlives a call."""
+
+    def __init__(self) -> None:
+        self.recording = True
+        self.ticks = itertools.count()
+        self.replacements: list[tuple[type, type]] = []
+        self.observers: list[Callable[[OpEvent], None]] = []
+        self.deferred: DeferredGradients | None = None
+        self.into: Mapping[Parameter, Array] | None = None
+        self.scope: list[str] = []  # names of the modules whose forward is running
+
+
+_engine = _Engine()
+
+
+class Tensor:
+    """An array and the op that made it.
+
+    Attributes
+    ----------
+    data : ndarray
+    grad : ndarray or None
+        Gradient of a leaf after `backward`; None for everything an op made.
+    """
+
+    __slots__ = ("__weakref__", "_op", "_slot", "data", "grad", "requires_grad")
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        self.data: Array = np.asarray(data)
+        self.grad: Array | None = None
+        self.requires_grad = requires_grad
+        self._op: Function | None = None
+        self._slot = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def __repr__(self) -> str:
+        made_by = f" from {type(self._op).__name__}" if self._op else ""
+        return f"{type(self).__name__}({self.shape}, {self.dtype}{made_by})"
+
+
+class Parameter(Tensor):
+    """A weight: a leaf with its own gradient buffer, into which gradients are added.
+
+    Until `allocate` (or a checkpoint) fills it, it is a zero-stride view of one number: the real classes can be built
+    at 671B shapes and counted. A parameter may hold several tensors of the checkpoint, stored adjacent so that one
+    gemm serves them all: `parts` maps each name to its place, and `part(name)` is a view with the same interface.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    parts : dict of str to index, optional
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, shape: tuple[int, ...], parts: dict[str, Any] | None = None) -> None:
+        super().__init__(np.broadcast_to(np.float32(0), shape), requires_grad=True)
+        self.grad = self.data
+        self.parts = parts
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether no memory has been spent on it yet."""
+        return not self.data.flags.writeable
+
+    def allocate(self, dtype: Any) -> None:
+        """Spend the memory: zeros for the weight; the gradient stays lazy until the first one arrives."""
+        self.data = np.zeros(self.shape, dtype=dtype)
+        self.grad = np.broadcast_to(self.data.dtype.type(0), self.shape)
+
+    def zero_grad(self) -> None:
+        if self.grad is not None and self.grad.flags.writeable:
+            self.grad[...] = 0
+
+    def part(self, name: str) -> ParameterPart:
+        """The view that holds checkpoint tensor `name`."""
+        assert self.parts is not None
+        return ParameterPart(self, self.parts[name])
+
+
+class ParameterPart(Parameter):
+    """One checkpoint tensor inside a packed `Parameter`: reading and writing go to the whole."""
+
+    __slots__ = ("_index", "_whole")
+
+    def __init__(self, whole: Parameter, index: Any) -> None:
+        self._whole, self._index = whole, index
+        self.requires_grad, self._op, self._slot, self.parts = True, None, 0, None
+
+    @property  # type: ignore[override]
+    def data(self) -> Array:  # type: ignore[override]
+        return self._whole.data[self._index]
+
+    @data.setter
+    def data(self, value: Array) -> None:
+        self._whole.data[self._index] = value
+
+    @property  # type: ignore[override]
+    def grad(self) -> Array:  # type: ignore[override]
+        assert self._whole.grad is not None
+        return self._whole.grad[self._index]
+
+    @grad.setter
+    def grad(self, value: Array) -> None:
+        assert self._whole.grad is not None
+        self._whole.grad[self._index] = value
+
+
+class Function:
+    """One op. Subclasses define `forward` and `backward`; callers use `apply`."""
+
+    _saved: tuple[Array, ...] | None = ()
+    _needs: tuple[bool, ...] = ()
+    _inputs: tuple[Tensor, ...] = ()
+    _outputs: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()
+    _order = 0
+    _scope = ""
+    flops = 0  # of the forward pass, set by ops that contain gemms; a multiply-add counts two
+
+    def forward(self, *arrays: Array, **constants: Any) -> Any:
+        raise NotImplementedError
+
+    def backward(self, *dys: Array) -> Any:
+        raise NotImplementedError
+
+    def save(self, *arrays: Array) -> None:
+        """Keep `arrays` for the backward pass (under `no_grad` nothing is kept)."""
+        self._saved = arrays if any(self._needs) else ()
+
+    @property
+    def saved(self) -> tuple[Array, ...]:
+        if self._saved is None:
+            raise RuntimeError(f"{type(self).__name__}: backward was already run through this graph")
+        return self._saved
+
+    def needs(self, index: int) -> bool:
+        """Whether the gradient of positional input `index` is wanted."""
+        return self._needs[index]
+
+    @classmethod
+    def apply(cls, *inputs: Any, **constants: Any) -> Any:
+        """Run the op. The one choke point: replacement, recording and observation all happen here."""
+        tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs)
+        op = _replacement(cls)()
+        op._needs = tuple(_engine.recording and t.requires_grad for t in tensors)
+        op._scope = _engine.scope[-1] if _engine.scope else ""
+        start = time.perf_counter() if _engine.observers else 0.0
+        results = op.forward(*(t.data for t in tensors), **constants)
+        outputs = tuple(Tensor(r) for r in results) if isinstance(results, tuple) else (Tensor(results),)
+        if any(op._needs):
+            op._inputs, op._order = tensors, next(_engine.ticks)
+            op._outputs = tuple((t.shape, t.dtype) for t in outputs)
+            for slot, tensor in enumerate(outputs):
+                tensor.requires_grad, tensor._op, tensor._slot = tensor.data.dtype.kind == "f", op, slot
+        if _engine.observers:
+            _notify(OpEvent("forward", op, tensors, outputs, time.perf_counter() - start))
+        return outputs if isinstance(results, tuple) else outputs[0]
+
+
+def backward(loss: Tensor, into: Mapping[Parameter, Array] | None = None) -> None:
+    """Add the gradient of `loss` to every parameter it depends on.
+
+    Parameters
+    ----------
+    loss : Tensor of one element
+    into : mapping of Parameter to ndarray, optional
+        Where to add instead of `parameter.grad`: a data-parallel worker passes its own buffers.
+
+    Raises
+    ------
+    ValueError
+        `loss` has more than one element, or nothing it was made from needs a gradient.
+    """
+    if loss.data.size != 1:
+        raise ValueError(f"backward starts from one number, got shape {loss.shape}")
+    if loss._op is None:
+        raise ValueError("nothing to differentiate: the loss was made under no_grad or from constants")
+    previous, _engine.into = _engine.into, into
+    try:
+        _propagate((loss,), (np.ones_like(loss.data),))
+    finally:
+        _engine.into = previous
+
+
+def _propagate(tensors: tuple[Tensor, ...], dys: tuple[Array | None, ...]) -> None:
+    """Newest op first, so that every rank that runs the same program meets in the same order."""
+    pending: dict[Function, list[Array | None]] = {}
+    queue: list[tuple[int, Function]] = []
+
+    def add(tensor: Tensor, dy: Array) -> None:
+        op = tensor._op
+        if op is None:
+            _add_to_leaf(tensor, dy)
+            return
+        if op not in pending:
+            pending[op] = [None] * len(op._outputs)
+            heapq.heappush(queue, (-op._order, op))
+        before = pending[op][tensor._slot]
+        pending[op][tensor._slot] = dy if before is None else before + dy
+
+    for tensor, dy in zip(tensors, dys):
+        if dy is not None:
+            add(tensor, dy)
+    while queue:
+        _, op = heapq.heappop(queue)
+        output_dys = [np.zeros(*spec) if dy is None else dy for dy, spec in zip(pending.pop(op), op._outputs)]
+        for tensor, needed, dx in zip(op._inputs, op._needs, _run_backward(op, output_dys)):
+            if not needed:
+                continue
+            if callable(dx) and isinstance(tensor, Parameter) and _engine.deferred is not None:
+                _engine.deferred.append(tensor, dx, _engine.into)
+            else:
+                add(tensor, _checked(op, tensor, dx() if callable(dx) else dx))
+        op._saved, op._inputs = None, ()  # frees the activations as the walk goes
+
+
+def _run_backward(op: Function, dys: list[Array]) -> tuple[Any, ...]:
+    start = time.perf_counter() if _engine.observers else 0.0
+    try:
+        dxs = op.backward(*dys)
+    except Exception as error:
+        error.add_note(f"in the backward of {type(op).__name__}, made by {op._scope or 'no module'}")
+        raise
+    dxs = dxs if isinstance(dxs, tuple) else (dxs,)
+    if len(dxs) != len(op._needs):
+        raise TypeError(f"{type(op).__name__}.backward returned {len(dxs)} gradients for {len(op._needs)} inputs")
+    if _engine.observers:
+        if _engine.deferred is None:  # the time of a weight gradient belongs to its op
+            dxs = tuple(dx() if callable(dx) else dx for dx in dxs)
+        inputs = tuple(Tensor(dy) for dy in dys)
+        outputs = tuple(Tensor(dx) for dx in dxs if isinstance(dx, np.ndarray))
+        _notify(OpEvent("backward", op, inputs, outputs, time.perf_counter() - start))
+    return dxs
+
+
+def _checked(op: Function, tensor: Tensor, dx: Any) -> Array:
+    if not isinstance(dx, np.ndarray) or dx.shape != tensor.shape or dx.dtype != tensor.dtype:
+        got = f"{dx.shape} {dx.dtype}" if isinstance(dx, np.ndarray) else repr(dx)
+        raise TypeError(
+            f"{type(op).__name__}.backward (made by {op._scope or 'no module'}): gradient is {got}, "
+            f"expected {tensor.shape} {tensor.dtype}"
+        )
+    return dx
+
+
+def _add_to_leaf(tensor: Tensor, dy: Array) -> None:
+    if not isinstance(tensor, Parameter):
+        tensor.grad = dy if tensor.grad is None else tensor.grad + dy
+    elif _engine.into is not None:
+        _engine.into[tensor] += dy
+    elif tensor.grad is None or not tensor.grad.flags.writeable:
+        tensor.grad = dy.copy()
+    else:
+        tensor.grad += dy
+
+
+class DeferredGradients:
+    """Weight gradients that wait: the W of zero-bubble schedules. `run()` computes them, oldest first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Parameter, Thunk, Mapping[Parameter, Array] | None]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def append(self, parameter: Parameter, thunk: Thunk, into: Mapping[Parameter, Array] | None) -> None:
+        self._waiting.append((parameter, thunk, into))
+
+    def run(self) -> None:
+        """Compute and add all that wait, in the order in which the backward pass met them."""
+        waiting, self._waiting = self._waiting, []
+        for parameter, thunk, into in waiting:
+            previous, _engine.into = _engine.into, into
+            try:
+                _add_to_leaf(parameter, thunk())
+            finally:
+                _engine.into = previous
+
+
+class Checkpoint(Function):
+    """Activation recomputation: keep the inputs of `run`, and run it again when its gradient is asked for.
+
+    ``Checkpoint.apply(x, run=layer)`` equals ``layer(x)`` to the bit, gradients included; `run` takes and returns
+    Tensors, and must compute the same when called twice.
+    """
+
+    def forward(self, *arrays: Array, run: Callable[..., Any]) -> Any:
+        self.save(*arrays)
+        self._run = run
+        with no_grad():
+            outputs = run(*(Tensor(a) for a in arrays))
+        return tuple(t.data for t in outputs) if isinstance(outputs, tuple) else outputs.data
+
+    def backward(self, *dys: Array) -> tuple[Any, ...]:
+        inputs = tuple(Tensor(a, requires_grad=needed) for a, needed in zip(self.saved, self._needs))
+        with scope(self._scope):
+            outputs = self._run(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        _propagate(outputs, tuple(dy if t._op else None for t, dy in zip(outputs, dys)))
+        return tuple(np.zeros_like(t.data) if t.grad is None else t.grad for t in inputs)
+
+
+class OpEvent(NamedTuple):
+    """What an observer sees: one forward or backward call of one op, or the end of a module's forward."""
+
+    phase: str  # 'forward', 'backward' or 'module'
+    op: Any  # the Function, or the Module
+    inputs: tuple[Tensor, ...]  # of a backward: the output gradients
+    outputs: tuple[Tensor, ...]  # of a backward: the input gradients
+    seconds: float
+
+
+class OpRecord(NamedTuple):
+    """One line of a `trace`."""
+
+    phase: str
+    name: str
+    scope: str
+    shapes: tuple[tuple[int, ...], ...]
+    saved_bytes: int
+    flops: int
+    seconds: float
+
+
+@contextmanager
+def trace() -> Iterator[list[OpRecord]]:
+    """Collect name, shapes, saved bytes, FLOPs and seconds of every op that runs in the block (this thread).
+
+    FLOPs count gemms only; the backward of a gemm is two of the same size.
+    """
+    records: list[OpRecord] = []
+
+    def observe(event: OpEvent) -> None:
+        if event.phase == "module":
+            return
+        op, forward = event.op, event.phase == "forward"
+        records.append(
+            OpRecord(
+                event.phase,
+                type(op).__name__,
+                op._scope,
+                tuple(t.shape for t in event.inputs),
+                sum(a.nbytes for a in op._saved or ()) if forward else 0,
+                op.flops if forward else 2 * op.flops,
+                event.seconds,
+            )
+        )
+
+    with observing(observe):
+        yield records
+
+
+def notify_module(module: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+    """Tell observers that a module's forward is done (they see phase 'module', the module in place of the op)."""
+    if _engine.observers:
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        tensors = (tuple(v if isinstance(v, Tensor) else Tensor(v) for v in values if isinstance(v, Tensor | np.ndarray))
+                   for values in (inputs, outputs))  # fmt: skip
+        _notify(OpEvent("module", module, *tensors, 0.0))
+
+
+def _notify(event: OpEvent) -> None:
+    for observer in tuple(_engine.observers):
+        observer(event)
+
+
+def _replacement(cls: type[Function]) -> type[Function]:
+    for old, new in reversed(_engine.replacements):
+        if old is cls:
+            return new
+    return cls
+
+
+@contextmanager
+def observing(observer: Callable[[OpEvent], None]) -> Iterator[None]:
+    """Call `observer` after every op of this thread."""
+    _engine.observers.append(observer)
+    try:
+        yield
+    finally:
+        _engine.observers.remove(observer)
+
+
+@contextmanager
+def replacing(old: type[Function], new: type[Function]) -> Iterator[None]:
+    """Use op `new` wherever the model asks for `old`: plain forms, exercises and ablations come in by this door."""
+    for cls in (old, new):
+        if not (isinstance(cls, type) and issubclass(cls, Function)):
+            raise TypeError(f"replacing takes two Function classes, got {cls!r}")
+    _engine.replacements.append((old, new))
+    try:
+        yield
+    finally:
+        _engine.replacements.remove((old, new))
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Run forwards without remembering them."""
+    previous, _engine.recording = _engine.recording, False
+    try:
+        yield
+    finally:
+        _engine.recording = previous
+
+
+@contextmanager
+def deferred_weight_grads() -> Iterator[DeferredGradients]:
+    """Let backward passes in the block leave weight gradients undone; the caller runs them later."""
+    previous, _engine.deferred = _engine.deferred, DeferredGradients()
+    try:
+        yield _engine.deferred
+    finally:
+        _engine.deferred = previous
+
+
+@contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Name the module whose forward is running; ops and errors carry the name."""
+    _engine.scope.append(name)
+    try:
+        yield
+    finally:
+        _engine.scope.pop()
+
+
+def engine_state() -> tuple[list[tuple[type, type]], list[Callable[[OpEvent], None]]]:
+    """Replacements and observers of this thread, for a worker that is to run under the same ones."""
+    return list(_engine.replacements), list(_engine.observers)
+
+
+@contextmanager
+def inherited(state: tuple[list[tuple[type, type]], list[Callable[[OpEvent], None]]]) -> Iterator[None]:
+    """Run the block under another thread's replacements and observers (see `engine_state`)."""
+    previous = _engine.replacements, _engine.observers
+    _engine.replacements, _engine.observers = list(state[0]), list(state[1])
+    try:
+        yield
+    finally:
+        _engine.replacements, _engine.observers = previous

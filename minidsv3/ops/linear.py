@@ -1,0 +1,137 @@
+"""Matrix products with a weight: linear, grouped linear (one weight per expert), and the embedding look-up.
+
+A linear layer is three gemms: ``y = x w^T`` forward (fprop), ``dx = dy w`` (dgrad) and ``dw = dy^T x`` (wgrad). They are
+asked of a *gemm* object, so that a precision recipe can put other arithmetic in their place: `keep(x)` says what is
+stored for the weight gradient, the other three compute. `Gemm` here is the exact one.
+
+The weight gradient is returned as a thunk: the engine runs it at once, or later (zero-bubble pipelines).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Array, Function, Tensor, Thunk
+from .shape import require_shape
+
+
+class Gemm:
+    """The three matrix products of a linear layer in the precision of the arrays themselves."""
+
+    def keep(self, x: Array) -> Any:
+        """What is stored of the input for `wgrad`."""
+        return x
+
+    def fprop(self, x: Array, w: Array, out: Array | None = None) -> Array:
+        """``x w^T``: x [N, D_in], w [D_out, D_in] -> [N, D_out]."""
+        return np.matmul(x, w.T, out=out)
+
+    def dgrad(self, dy: Array, w: Array, out: Array | None = None) -> Array:
+        """``dy w``: dy [N, D_out], w [D_out, D_in] -> [N, D_in]."""
+        return np.matmul(dy, w, out=out)
+
+    def wgrad(self, dy: Array, kept: Any, out: Array | None = None) -> Array:
+        """``dy^T x``: dy [N, D_out], x [N, D_in] -> [D_out, D_in]."""
+        return np.matmul(dy.T, kept, out=out)
+
+
+EXACT = Gemm()
+
+
+class LinearFunction(Function):
+    """``y = x w^T`` over the last axis; x [..., D_in], w [D_out, D_in] -> [..., D_out]."""
+
+    def forward(self, x: Array, w: Array, *, gemm: Gemm = EXACT) -> Array:
+        require_shape("Linear", "weight", w, (None, x.shape[-1]))
+        rows = x.reshape(-1, x.shape[-1])  # [N, D_in]
+        self._gemm, self._shape = gemm, x.shape
+        self.flops = 2 * rows.shape[0] * w.size
+        self.save(gemm.keep(rows), w)
+        return gemm.fprop(rows, w).reshape(*x.shape[:-1], w.shape[0])
+
+    def backward(self, dy: Array) -> tuple[Array | None, Thunk]:
+        kept, w = self.saved
+        gemm, dy = self._gemm, dy.reshape(-1, w.shape[0])
+        dx = gemm.dgrad(dy, w).reshape(self._shape) if self.needs(0) else None
+        return dx, lambda: gemm.wgrad(dy, kept)
+
+
+class GroupedLinearFunction(Function):
+    """One weight per expert over rows sorted by expert: x [N, D_in], w [E, D_out, D_in] -> [N, D_out].
+
+    `rows_per_expert` [E] int cuts the rows; an expert without rows costs nothing and gets a zero gradient.
+    """
+
+    def forward(self, x: Array, w: Array, *, rows_per_expert: Array, gemm: Gemm = EXACT) -> Array:
+        require_shape("GroupedLinear", "weight", w, (len(rows_per_expert), None, x.shape[-1]))
+        require_shape("GroupedLinear", "x", x, (int(rows_per_expert.sum()), None))
+        self._gemm, self._ranges = gemm, _ranges(rows_per_expert)
+        self.flops = 2 * x.shape[0] * w.shape[1] * w.shape[2]
+        self.save(gemm.keep(x), w)
+        y = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype)
+        for e, a, b in self._ranges:
+            gemm.fprop(x[a:b], w[e], out=y[a:b])
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array, Thunk]:
+        kept, w = self.saved
+        gemm, ranges = self._gemm, self._ranges
+        dx = np.empty((dy.shape[0], w.shape[2]), dtype=dy.dtype)
+        for e, a, b in ranges:
+            gemm.dgrad(dy[a:b], w[e], out=dx[a:b])
+
+        def weight_gradient() -> Array:
+            dw = np.zeros_like(w) if len(ranges) < len(w) else np.empty_like(w)
+            for e, a, b in ranges:
+                gemm.wgrad(dy[a:b], kept[a:b], out=dw[e])
+            return dw
+
+        return dx, weight_gradient
+
+
+class EmbeddingFunction(Function):
+    """Rows of a table: w [V, D], tokens int [...] -> [..., D]."""
+
+    def forward(self, w: Array, *, tokens: Array) -> Array:
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(w):
+            raise ValueError(f"Embedding: tokens {int(tokens.min())}..{int(tokens.max())} exceed a vocabulary of {len(w)}")
+        self._shape = w.shape
+        self.save(tokens)
+        return np.take(w, tokens, axis=0)
+
+    def backward(self, dy: Array) -> Thunk:
+        (tokens,) = self.saved
+
+        def weight_gradient() -> Array:
+            dw = np.zeros(self._shape, dtype=dy.dtype)
+            if tokens.size:
+                order = np.argsort(tokens, axis=None, kind="stable")  # equal tokens side by side, in text order
+                ids = tokens.reshape(-1)[order]
+                starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+                dw[ids[starts]] = np.add.reduceat(dy.reshape(-1, self._shape[1])[order], starts, axis=0)
+            return dw
+
+        return weight_gradient
+
+
+def _ranges(rows_per_expert: Array) -> list[tuple[int, int, int]]:
+    """(expert, first row, end row) of every expert that has rows."""
+    stops = np.cumsum(rows_per_expert).tolist()
+    return [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops)) if b > a]
+
+
+def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT) -> Tensor:
+    """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]."""
+    return LinearFunction.apply(x, w, gemm=gemm)
+
+
+def grouped_linear(x: Tensor, w: Tensor, rows_per_expert: Array, gemm: Gemm = EXACT) -> Tensor:
+    """Rows [N, D_in] sorted by expert, weights [E, D_out, D_in] -> [N, D_out]."""
+    return GroupedLinearFunction.apply(x, w, rows_per_expert=rows_per_expert, gemm=gemm)
+
+
+def embedding(w: Tensor, tokens: Array) -> Tensor:
+    """Table [V, D], tokens int [...] -> [..., D]."""
+    return EmbeddingFunction.apply(w, tokens=tokens)

@@ -1,0 +1,1 @@
+"""Low-precision numbers: formats and their rounding. Knows no model."""

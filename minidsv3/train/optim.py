@@ -1,0 +1,118 @@
+"""AdamW over one flat buffer.
+
+All parameters live side by side in one array, and so do a shard's gradients and the two moments. A step is then a walk
+over blocks that fit the cache, instead of a few ufuncs per tensor; a sum over shards or a norm is one line. Matrices
+come first, vectors (norm weights, which get no weight decay) behind them.
+
+Master weights and gradients are float32; moments are float32, or bfloat16 as in the report (section 3.3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Array, Parameter
+from ..config import TrainConfig
+from ..model.module import Module
+from ..quant.formats import BF16
+
+BLOCK = 1 << 16  # elements: the six arrays of a step, 256 KiB each, stay in a core's cache
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # map, or a thread pool's map
+
+
+class FlatParameters:
+    """All parameters of a model as views of one array `data`, matrices first."""
+
+    def __init__(self, model: Module) -> None:
+        self.parameters = sorted(model.parameters(), key=lambda p: len(p.shape) == 1)  # stable: matrices, vectors
+        sizes = [p.data.size for p in self.parameters]
+        stops = np.cumsum(sizes).tolist()
+        self._ranges = [(stop - size, stop) for size, stop in zip(sizes, stops)]
+        self.decayed = sum(p.data.size for p in self.parameters if len(p.shape) > 1)
+        self.data = np.concatenate([p.data.reshape(-1) for p in self.parameters])
+        for parameter, view in self.views(self.data).items():
+            parameter.data = view
+
+    def views(self, flat: Array) -> dict[Parameter, Array]:
+        """Each parameter's part of a flat array, in its shape."""
+        return {p: flat[a:b].reshape(p.shape) for p, (a, b) in zip(self.parameters, self._ranges)}
+
+    def new_gradient(self) -> tuple[Array, dict[Parameter, Array]]:
+        """A flat gradient and its views, the `into` of `autograd.backward`."""
+        flat = np.zeros_like(self.data)
+        return flat, self.views(flat)
+
+
+class AdamW:
+    """Decoupled weight decay Adam (Loshchilov & Hutter 2019) in blocks."""
+
+    def __init__(self, flat: FlatParameters, cfg: TrainConfig) -> None:
+        dtype = BF16 if cfg.moments_dtype == "bfloat16" else flat.data.dtype
+        self.flat, self._cfg = flat, cfg
+        self.exp_avg = np.zeros(flat.data.size, dtype=dtype)
+        self.exp_avg_sq = np.zeros(flat.data.size, dtype=dtype)
+
+    def step(self, gradient: Array, step: int, learning_rate: float, scale: float, run: Run = map) -> None:
+        """Move the parameters against ``scale * gradient``; `step` counts from 1 (bias correction)."""
+        cfg = self._cfg
+        correction1, correction2 = 1 - cfg.adam_beta1**step, 1 - cfg.adam_beta2**step
+
+        def update(block: tuple[int, int]) -> None:
+            a, b = block
+            p, m, v = self.flat.data[a:b], _load(self.exp_avg[a:b]), _load(self.exp_avg_sq[a:b])
+            g = gradient[a:b] * p.dtype.type(scale)
+            m *= cfg.adam_beta1
+            m += (1 - cfg.adam_beta1) * g
+            v *= cfg.adam_beta2
+            g *= g
+            g *= 1 - cfg.adam_beta2
+            v += g
+            self.exp_avg[a:b], self.exp_avg_sq[a:b] = m, v
+            np.sqrt(v / correction2, out=g)
+            g += cfg.adam_eps
+            np.divide(m, g, out=g)
+            g *= learning_rate / correction1
+            if a < self.flat.decayed:
+                p *= 1 - learning_rate * cfg.weight_decay
+            p -= g
+
+        for _ in run(update, self._blocks()):
+            pass
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of at most BLOCK elements that do not straddle the end of the decayed part."""
+        for start, stop in ((0, self.flat.decayed), (self.flat.decayed, self.flat.data.size)):
+            for a in range(start, stop, BLOCK):
+                yield a, min(a + BLOCK, stop)
+
+    def named_moments(self, model: Module) -> Iterator[tuple[str, Array]]:
+        """Views of both moments under the released name of each tensor: 'exp_avg.model.norm.weight', ..."""
+        for kind, flat in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            views = self.flat.views(flat)
+            for prefix, module in model.named_modules():
+                dot = f"{kind}.{prefix}." if prefix else f"{kind}."
+                for name, value in vars(module).items():
+                    if isinstance(value, Parameter) and value.parts:
+                        yield from ((dot + part, views[value][index]) for part, index in value.parts.items())
+                    elif isinstance(value, Parameter):
+                        yield dot + name, views[value]
+
+
+def sum_gradients(gradients: list[Array]) -> float:
+    """Add all to the first, in order, and return the norm of the sum (float64 over blocks)."""
+    total, square = gradients[0], 0.0
+    for a in range(0, total.size, BLOCK):
+        block = total[a : a + BLOCK]
+        for other in gradients[1:]:
+            block += other[a : a + BLOCK]
+        square += float(np.vecdot(block, block))
+    return math.sqrt(square) if square >= 0 else math.nan
+
+
+def _load(moment: Array) -> Array:
+    """A moment to compute with: itself if float32 or float64, a float32 copy if bfloat16."""
+    return moment.astype(np.float32) if moment.dtype == BF16 else moment
