@@ -25,8 +25,8 @@ from ..ops.routing import select_experts
 from ..ops.shape import add, positions
 from .layers import MLP, Embedding, Linear, Recipe, RMSNorm, gemm_of
 from .mla import MLA
-from .moe import Dispatcher, MoE, Routing, SelectExperts
 from .module import Module
+from .moe import Dispatcher, MoE, Routing, SelectExperts
 from .mtp import MTPModule
 
 

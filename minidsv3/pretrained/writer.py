@@ -39,25 +39,30 @@ def save_pretrained(model: Transformer, path: str | Path, *, max_shard_bytes: in
         Files larger than this are cut, as released: ``model-00001-of-00163.safetensors`` with an index.
     """
     with whole_directory(path) as folder:
-        model.config.to_json(folder / "config.json")
-        shards: list[dict[str, np.ndarray]] = [{}]
-        used = 0
-        for name, tensor in released_tensors(model):
-            if shards[-1] and used + tensor.nbytes > max_shard_bytes:
-                shards.append({})
-                used = 0
-            shards[-1][name] = tensor
-            used += tensor.nbytes
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-        names = names if len(shards) > 1 else ["model.safetensors"]
-        for name, tensors in zip(names, shards):
-            arrays = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in tensors.items()}
-            save_file(arrays, folder / name, metadata={"format": "pt"})  # what the released files say
-        if len(shards) > 1:
-            total = sum(tensor.size * 4 for tensors in shards for tensor in tensors.values())
-            weight_map = {key: name for name, tensors in zip(names, shards) for key in tensors}
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            write_json(folder / "model.safetensors.index.json", index)
+        write_model(model, folder, max_shard_bytes)
+
+
+def write_model(model: Transformer, folder: Path, max_shard_bytes: int = 5_000_000_000) -> None:
+    """config.json and weight files into an existing folder."""
+    model.config.to_json(folder / "config.json")
+    shards: list[dict[str, np.ndarray]] = [{}]
+    used = 0
+    for name, tensor in released_tensors(model):
+        if shards[-1] and used + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    for name, tensors in zip(names, shards):
+        arrays = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in tensors.items()}
+        save_file(arrays, folder / name, metadata={"format": "pt"})  # what the released files say
+    if len(shards) > 1:
+        total = sum(tensor.size * 4 for tensors in shards for tensor in tensors.values())
+        weight_map = {key: name for name, tensors in zip(names, shards) for key in tensors}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 @contextmanager

@@ -17,7 +17,25 @@ def update_bias(bias: Array, load: Array, speed: float) -> None:
     bias += np.float32(speed) * np.sign(load.mean() - load).astype(np.float32)
 
 
-def max_vio(load: Array) -> Array:
-    """Maximal violation, (largest load - mean) / mean over the last axis: [..., E] -> [...]; 0 is perfect balance."""
+def max_vio(load: np.ndarray) -> np.ndarray:
+    """MaxVio, (max - mean) / mean over the experts: 0 is perfect balance, E/K - 1 the worst.
+
+    Parameters
+    ----------
+    load : ndarray [..., E]
+        Tokens of each expert; sum over batches first for the global MaxVio, not for the one of each batch.
+
+    Returns
+    -------
+    ndarray [...], float64
+
+    Raises
+    ------
+    ValueError
+        A load without any token has no mean to compare with.
+    """
+    load = np.asarray(load)
+    if not np.all(load.sum(axis=-1) > 0):
+        raise ValueError(f"load of shape {load.shape} has a layer without tokens: MaxVio is not defined")
     mean = load.mean(axis=-1)
-    return (load.max(axis=-1) - mean) / np.maximum(mean, 1e-12)
+    return (load.max(axis=-1) - mean) / mean

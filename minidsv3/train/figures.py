@@ -152,9 +152,7 @@ def expert_load_grid(
     return axes
 
 
-def max_vio_curves(
-    ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, smoothing: float = 0.98
-) -> Axes:
+def max_vio_curves(ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, smoothing: float = 0.98) -> Axes:
     """MaxVio of each batch against steps, one curve a label: layers of a run, or runs with and without balancing.
 
     Parameters

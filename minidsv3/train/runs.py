@@ -26,6 +26,9 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig, TrainConfig
+from .balance import max_vio
+
+__all__ = ["METRICS", "Run", "cut_after", "max_vio", "read_run", "smoothed"]
 
 METRICS = (
     "step", "tokens", "loss", "main_loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "max_vio",
@@ -163,30 +166,6 @@ def smoothed(values: np.ndarray, decay: float, step: np.ndarray | None = None) -
         total, weight = fade * total + value, fade * weight + 1
         averages[n] = total / weight
     return averages
-
-
-def max_vio(load: np.ndarray) -> np.ndarray:
-    """MaxVio, (max - mean) / mean over the experts: 0 is perfect balance, E/K - 1 the worst.
-
-    Parameters
-    ----------
-    load : ndarray [..., E]
-        Tokens of each expert; sum over batches first for the global MaxVio, not for the one of each batch.
-
-    Returns
-    -------
-    ndarray [...], float64
-
-    Raises
-    ------
-    ValueError
-        A load without any token has no mean to compare with.
-    """
-    load = np.asarray(load)
-    if not np.all(load.sum(axis=-1) > 0):
-        raise ValueError(f"load of shape {load.shape} has a layer without tokens: MaxVio is not defined")
-    mean = load.mean(axis=-1)
-    return (load.max(axis=-1) - mean) / mean
 
 
 def _read_train(path: Path) -> tuple[str | None, TrainConfig, dict[str, Any]]:

@@ -1,0 +1,34 @@
+"""``eval``: bits per byte of a run folder's model on the validation part of its corpus, or of another."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..data import ByteTokenizer, load_corpus, split_documents, validation_windows
+from ..generation.load import load_run
+from ..train.evaluate import bits_per_byte
+from ..train.machine import worker_pool, workers_for
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``eval``."""
+    parser.add_argument("run", metavar="DIR", help="a run folder, finished or not")
+    parser.add_argument("--data", help="another corpus; its validation part is used")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    loaded = load_run(Path(args.run))
+    data = args.data or loaded.train.data
+    _, validation = split_documents(load_corpus(data).documents)
+    windows = validation_windows(validation, ByteTokenizer(), loaded.train.seq_len)
+    with worker_pool(workers_for(None, len(windows[0]))) as run_map:
+        bits = bits_per_byte(loaded.model, *windows, batch_size=loaded.train.batch_size, run=run_map)
+    if args.json:
+        print(json.dumps({"data": data, "step": loaded.step, "bytes": windows[2], "val_bits_per_byte": bits}))
+    else:
+        print(f"{args.run} after step {loaded.step}: {bits:.4f} bits per byte on {windows[2]:,} bytes of {data}")
+    return 0

@@ -1,0 +1,5 @@
+"""Text from a trained model."""
+
+from .sampler import sample
+
+__all__ = ["sample"]

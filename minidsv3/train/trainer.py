@@ -1,0 +1,281 @@
+"""A training run on disk: the step loop, and around it files, progress, evaluation, checkpoints and signals.
+
+The run folder:
+
+    config.json  train.json        what is trained, how, and on which machine
+    metrics.jsonl                  one line a step: losses (nats), gradient norm, learning rate, MaxVio, tokens/s, MFU
+    experts.jsonl                  one line a step: tokens and bias of every expert of every layer
+    checkpoints/step_00000500/     the last `keep` of them (`train.checkpoint`)
+    final/                         the trained model as a released-format directory
+    figures/                       drawn by the commands
+
+A run that is killed at any moment resumes from its last checkpoint to the same bits; lines that belong to steps after
+that checkpoint are cut first. Ctrl-C finishes the step, saves, and says how to go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..autograd import no_grad, observing, trace
+from ..config import ModelConfig, TrainConfig, write_json
+from ..data import ByteTokenizer, Loader, load_corpus, split_documents, validation_windows
+from ..model.transformer import Transformer
+from ..pretrained.writer import save_pretrained
+from .balance import max_vio
+from .checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from .evaluate import bits_per_byte
+from .machine import blas_is_controlled, environment, keep_freed_memory, sgemm_gflops, worker_pool, workers_for
+from .optim import AdamW, FlatParameters, Run
+from .runs import cut_after
+from .schedule import batch_size, sequences_before
+from .step import NonFiniteError, StepResult, cut, gates, train_step
+
+FREE_TO_CHANGE = ("steps", "checkpoint_every", "keep", "workers")  # on resume; all else would be another run
+
+
+class Trainer:
+    """One run.
+
+    Parameters
+    ----------
+    model_config, train_config : ModelConfig, TrainConfig
+    out : path of the run folder
+    preset : str, optional
+        Name to note in train.json.
+    resume : bool
+        Go on from the newest checkpoint in `out` (from step 0 if there is none).
+    report : function of one string
+        Where messages go.
+    progress : bool
+        Show a progress bar.
+    on_evaluation : function (trainer, step, val_bits_per_byte), optional
+        Called after each evaluation: samples, early figures.
+
+    Raises
+    ------
+    ValueError
+        The folder holds a run and `resume` is false; or resuming under another config.
+    """
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        train_config: TrainConfig,
+        out: str | Path,
+        *,
+        preset: str | None = None,
+        resume: bool = False,
+        report: Callable[[str], object] = print,
+        progress: bool = True,
+        on_evaluation: Callable[[Trainer, int, float], object] | None = None,
+    ) -> None:
+        self.config, self.train, self.out = model_config, train_config, Path(out)
+        self.report, self._progress, self._on_evaluation = report, progress, on_evaluation
+        self._stop = False
+        self._open_folder(preset, resume)
+        self._load_data()
+        self.model = Transformer(model_config)
+        self.model.init_weights(np.random.default_rng(np.random.SeedSequence(train_config.seed, spawn_key=(0,))))
+        flat = FlatParameters(self.model)
+        self.optimizer = AdamW(flat, train_config)
+        self._gradients = [flat.new_gradient() for _ in range(train_config.shards)]
+        self.step = self._restore(resume)
+
+    def run(self) -> bool:
+        """Train to the last step; True when done, False when interrupted (the run is saved and can be resumed)."""
+        cfg = self.train
+        keep_freed_memory()
+        workers = workers_for(cfg.workers, cfg.shards)
+        if not blas_is_controlled():
+            self.report("this BLAS can't be held to one thread per worker: bits may depend on its threads")
+        with ExitStack() as stack:
+            run = stack.enter_context(worker_pool(workers))
+            self._flops_per_second = 1e9 * self._environment["sgemm_gflops"]
+            metrics = stack.enter_context((self.out / "metrics.jsonl").open("a", encoding="utf-8", newline="\n"))
+            experts = stack.enter_context((self.out / "experts.jsonl").open("a", encoding="utf-8", newline="\n"))
+            bar = stack.enter_context(
+                tqdm(total=cfg.steps, initial=self.step, unit="step", disable=not self._progress, dynamic_ncols=True)
+            )
+            stack.enter_context(self._interrupts())
+            flops_per_token = self._flops_per_token() if self.step < cfg.steps else 0
+            while self.step < cfg.steps and not self._stop:
+                line, load = self._one_step(run, flops_per_token)
+                if self._is_due(cfg.eval_every):
+                    line["val_bits_per_byte"] = self.evaluate(run)
+                _append(experts, {"step": self.step, "load": load, "bias": self._biases()})
+                _append(metrics, line)
+                bar.update()
+                bar.set_postfix_str(f"loss {line['main_loss']:.3f} nats, {line['tokens_per_second']:,.0f} tokens/s")
+                if "val_bits_per_byte" in line and self._on_evaluation:
+                    self._on_evaluation(self, self.step, line["val_bits_per_byte"])
+                if self._is_due(cfg.checkpoint_every) or self._stop:
+                    self._save()
+        if self.step >= cfg.steps:
+            save_pretrained(self.model, self.out / "final")
+            return True
+        self.report(f"stopped after step {self.step} and saved; the same command with --resume goes on")
+        return False
+
+    def evaluate(self, run: Run = map) -> float:
+        """Bits per byte on the whole validation text."""
+        return bits_per_byte(self.model, *self._validation, batch_size=self.train.batch_size, run=run)
+
+    def message(self, text: str) -> None:
+        """Print without tearing the progress bar."""
+        tqdm.write(text) if self._progress else self.report(text)
+
+    def _one_step(self, run: Run, flops_per_token: float) -> tuple[dict[str, Any], list[list[int]]]:
+        cfg, step = self.train, self.step + 1
+        start = time.perf_counter()
+        size = batch_size(cfg, step)
+        position = sequences_before(cfg, step)
+        shards = cut(*self._loader.batch(position, size), cfg.shards)
+        try:
+            result = train_step(self.model, self.optimizer, self._gradients, shards, cfg, step, run)
+        except NonFiniteError as error:
+            raise ValueError(self._diagnosis(error, shards)) from None
+        self.step = step
+        speed = size * cfg.seq_len / (time.perf_counter() - start)
+        return self._metrics_line(result, (position + size) * cfg.seq_len, speed, flops_per_token), (
+            result.expert_load.tolist()
+        )
+
+    def _metrics_line(self, result: StepResult, tokens: int, speed: float, flops_per_token: float) -> dict[str, Any]:
+        line: dict[str, Any] = {"step": self.step, "tokens": tokens}
+        line |= {name: value for name, value in result._asdict().items() if name != "expert_load"}
+        line["max_vio"] = float(max_vio(result.expert_load).mean()) if result.expert_load.size else 0.0
+        line["tokens_per_second"] = speed
+        line["mfu"] = speed * flops_per_token / self._flops_per_second
+        return line
+
+    def _is_due(self, every: int) -> bool:
+        return self.step == self.train.steps or (every > 0 and self.step % every == 0)
+
+    def _biases(self) -> list[list[float]]:
+        E = self.config.n_routed_experts
+        biases = (gate.e_score_correction_bias for gate in gates(self.model))
+        return [[0.0] * E if b is None else b.tolist() for b in biases]
+
+    def _save(self) -> None:
+        folder = self.out / "checkpoints"
+        position = sequences_before(self.train, self.step + 1)
+        state = {"tokens": position * self.train.seq_len, "position": position, "seed": self.train.seed}
+        save_checkpoint(folder, self.step, self.model, self.optimizer, state)
+        prune(folder, self.train.keep)
+
+    def _restore(self, resume: bool) -> int:
+        found = checkpoints(self.out / "checkpoints") if resume else []
+        step = 0
+        if found:
+            step = int(load_checkpoint(found[-1], self.model, self.optimizer)["step"])
+            if step > self.train.steps:
+                raise ValueError(f"{found[-1]} is at step {step}, beyond --steps {self.train.steps} (the total)")
+            self.report(f"resuming after step {step} of {self.train.steps}")
+        for name in ("metrics.jsonl", "experts.jsonl"):
+            if (self.out / name).exists():
+                cut_after(self.out / name, step)
+        return step
+
+    def _open_folder(self, preset: str | None, resume: bool) -> None:
+        """Make or check the run folder, and write config.json and train.json."""
+        described = self.out / "train.json"
+        if described.exists() and not resume:
+            raise ValueError(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out")
+        if self.out.exists() and not described.exists() and any(self.out.glob("checkpoints/step_*")):
+            raise ValueError(f"{self.out} has checkpoints but no train.json: it is no run folder of ours")
+        self._environment = environment() | {
+            "sgemm_gflops": round(sgemm_gflops(workers_for(self.train.workers, self.train.shards)), 1)
+        }
+        if described.exists():
+            self._check_same_run(json.loads(described.read_text(encoding="utf-8")))
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.config.to_json(self.out / "config.json")
+        write_json(
+            described, {"preset": preset, "train": dataclasses.asdict(self.train), "environment": self._environment}
+        )
+
+    def _check_same_run(self, stored: dict[str, Any]) -> None:
+        """Refuse another config; say what of the machine changed, since it may change bits."""
+        ours = json.loads(json.dumps({**dataclasses.asdict(self.train), **self.config.to_dict()}))
+        before = stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
+        for name, value in ours.items():
+            if name not in FREE_TO_CHANGE and before.get(name) != json.loads(json.dumps(value)):
+                raise ValueError(f"{self.out} was trained with {name}={before.get(name)!r}, not {value!r}: same config")
+        if stored["train"]["steps"] != self.train.steps:
+            self.report(f"the schedules now run to step {self.train.steps} instead of {stored['train']['steps']}")
+        for name in ("python", "numpy", "blas", "platform"):
+            old, new = stored.get("environment", {}).get(name), self._environment[name]
+            if old != new:
+                self.report(f"{name} changed from {old!r} to {new!r}: bits may differ from an uninterrupted run")
+
+    def _load_data(self) -> None:
+        tokenizer = ByteTokenizer()
+        if self.config.vocab_size < tokenizer.vocab_size:
+            raise ValueError(f"vocab_size={self.config.vocab_size} is below the {tokenizer.vocab_size} byte tokens")
+        train, validation = split_documents(load_corpus(self.train.data).documents)
+        self._loader = Loader(train, tokenizer, self.train.seq_len, self.train.seed)
+        self._validation = validation_windows(validation, tokenizer, self.train.seq_len)
+
+    def _flops_per_token(self) -> float:
+        """Gemm FLOPs of forward and backward per token, counted on the first sequence."""
+        with no_grad(), trace() as records:
+            self.model.loss(*self._loader.batch(0, 1))
+        return 3 * sum(record.flops for record in records) / self.train.seq_len
+
+    def _diagnosis(self, error: NonFiniteError, shards: list[Any]) -> str:
+        """Which op, or which parameter's gradient, was the first to be NaN or infinite."""
+        found: list[str] = []
+
+        def look(event: Any) -> None:
+            if event.phase == "forward" and not all(np.isfinite(t.data).all() for t in event.outputs):
+                found.append(f"{type(event.op).__name__} of {event.op._scope or 'the loss'}")
+
+        with np.errstate(over="ignore", invalid="ignore"), no_grad(), observing(look):
+            for shard in shards:
+                self.model.loss(*shard)
+        if not found:
+            views = self.optimizer.flat.views(self._gradients[0][0])
+            names = {id(p): name for name, p in self.model.named_parameters()}
+            bad = [p for p, view in views.items() if not np.isfinite(view).all()]
+            found = [f"the gradient of {names.get(id(p), f'a packed weight {p.shape}')}" for p in bad] or [
+                "nothing now"
+            ]
+        kept = checkpoints(self.out / "checkpoints")
+        way_out = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        return f"{error}: first not finite: {found[0]}; nothing was updated, {way_out}; try a lower learning_rate"
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) asks the loop to stop after this step; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(signum: int, frame: object) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _append(stream: Any, line: dict[str, Any]) -> None:
+    stream.write(json.dumps(line) + "\n")
+    stream.flush()
