@@ -25,8 +25,9 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class _Engine(threading.local):
         self.replacements: list[tuple[type, type]] = []
         self.observers: list[Callable[[OpEvent], None]] = []
         self.deferred: DeferredGradients | None = None
-        self.into: Mapping[Parameter, Array] | None = None
+        self.into: GradientBuffer | None = None
         self.scope: list[str] = []  # names of the modules whose forward is running
 
 
@@ -154,6 +155,30 @@ class ParameterPart(Parameter):
         self._whole.grad[self._index] = value
 
 
+class GradientBuffer(dict[Parameter, Array]):
+    """Where one worker's gradients go: an array for each parameter.
+
+    The first gradient of a pass is written, later ones are added, so nothing has to be zeroed in between:
+    `begin()`, any number of `backward(loss, into=buffer)`, `finish()`.
+    """
+
+    def begin(self) -> None:
+        """Forget the last pass."""
+        self._touched: set[Parameter] = set()
+
+    def add(self, parameter: Parameter, dy: Array) -> None:
+        if parameter in self._touched:
+            self[parameter] += dy
+        else:
+            self[parameter][...] = dy
+            self._touched.add(parameter)
+
+    def finish(self) -> None:
+        """Zero what no gradient reached."""
+        for parameter in self.keys() - self._touched:
+            self[parameter][...] = 0
+
+
 class Function:
     """One op. Subclasses define `forward` and `backward`; callers use `apply`."""
 
@@ -205,14 +230,14 @@ class Function:
         return outputs if isinstance(results, tuple) else outputs[0]
 
 
-def backward(loss: Tensor, into: Mapping[Parameter, Array] | None = None) -> None:
+def backward(loss: Tensor, into: GradientBuffer | None = None) -> None:
     """Add the gradient of `loss` to every parameter it depends on.
 
     Parameters
     ----------
     loss : Tensor of one element
-    into : mapping of Parameter to ndarray, optional
-        Where to add instead of `parameter.grad`: a data-parallel worker passes its own buffers.
+    into : GradientBuffer, optional
+        Where to add instead of `parameter.grad`: a data-parallel worker passes its own.
 
     Raises
     ------
@@ -256,32 +281,46 @@ def _propagate(tensors: tuple[Tensor, ...], dys: tuple[Array | None, ...]) -> No
             if not needed:
                 continue
             if callable(dx) and isinstance(tensor, Parameter) and _engine.deferred is not None:
-                _engine.deferred.append(tensor, dx, _engine.into)
+                _engine.deferred.append(tensor, partial(_checked, op, tensor, dx), _engine.into)
             else:
-                add(tensor, _checked(op, tensor, dx() if callable(dx) else dx))
+                add(tensor, _checked(op, tensor, dx))
         op._saved, op._inputs = None, ()  # frees the activations as the walk goes
 
 
 def _run_backward(op: Function, dys: list[Array]) -> tuple[Any, ...]:
     start = time.perf_counter() if _engine.observers else 0.0
-    try:
+    with _noted(op):
+        if op._saved is None:
+            raise RuntimeError(f"{type(op).__name__}: backward was already run through this graph")
         dxs = op.backward(*dys)
-    except Exception as error:
-        error.add_note(f"in the backward of {type(op).__name__}, made by {op._scope or 'no module'}")
-        raise
     dxs = dxs if isinstance(dxs, tuple) else (dxs,)
     if len(dxs) != len(op._needs):
         raise TypeError(f"{type(op).__name__}.backward returned {len(dxs)} gradients for {len(op._needs)} inputs")
     if _engine.observers:
         if _engine.deferred is None:  # the time of a weight gradient belongs to its op
-            dxs = tuple(dx() if callable(dx) else dx for dx in dxs)
+            with _noted(op):
+                dxs = tuple(dx() if callable(dx) else dx for dx in dxs)
         inputs = tuple(Tensor(dy) for dy in dys)
         outputs = tuple(Tensor(dx) for dx in dxs if isinstance(dx, np.ndarray))
         _notify(OpEvent("backward", op, inputs, outputs, time.perf_counter() - start))
     return dxs
 
 
+@contextmanager
+def _noted(op: Function) -> Iterator[None]:
+    """An exception in the block says which op of which module it came from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the backward of {type(op).__name__}, made by {op._scope or 'no module'}")
+        raise
+
+
 def _checked(op: Function, tensor: Tensor, dx: Any) -> Array:
+    """The gradient `dx` of `tensor` (a thunk is run); TypeError unless shape and dtype are the tensor's."""
+    if callable(dx):
+        with _noted(op):
+            dx = dx()
     if not isinstance(dx, np.ndarray) or dx.shape != tensor.shape or dx.dtype != tensor.dtype:
         got = f"{dx.shape} {dx.dtype}" if isinstance(dx, np.ndarray) else repr(dx)
         raise TypeError(
@@ -295,7 +334,7 @@ def _add_to_leaf(tensor: Tensor, dy: Array) -> None:
     if not isinstance(tensor, Parameter):
         tensor.grad = dy if tensor.grad is None else tensor.grad + dy
     elif _engine.into is not None:
-        _engine.into[tensor] += dy
+        _engine.into.add(tensor, dy)
     elif tensor.grad is None or not tensor.grad.flags.writeable:
         tensor.grad = dy.copy()
     else:
@@ -306,12 +345,12 @@ class DeferredGradients:
     """Weight gradients that wait: the W of zero-bubble schedules. `run()` computes them, oldest first."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Parameter, Thunk, Mapping[Parameter, Array] | None]] = []
+        self._waiting: list[tuple[Parameter, Thunk, GradientBuffer | None]] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def append(self, parameter: Parameter, thunk: Thunk, into: Mapping[Parameter, Array] | None) -> None:
+    def append(self, parameter: Parameter, thunk: Thunk, into: GradientBuffer | None) -> None:
         self._waiting.append((parameter, thunk, into))
 
     def run(self) -> None:
@@ -329,7 +368,8 @@ class Checkpoint(Function):
     """Activation recomputation: keep the inputs of `run`, and run it again when its gradient is asked for.
 
     ``Checkpoint.apply(x, run=layer)`` equals ``layer(x)`` to the bit, gradients included; `run` takes and returns
-    Tensors, and must compute the same when called twice.
+    Tensors, and must compute the same when called twice. One of the inputs must need a gradient: the weights that
+    `run` closes over are not seen here.
     """
 
     def forward(self, *arrays: Array, run: Callable[..., Any]) -> Any:
@@ -341,7 +381,7 @@ class Checkpoint(Function):
 
     def backward(self, *dys: Array) -> tuple[Any, ...]:
         inputs = tuple(Tensor(a, requires_grad=needed) for a, needed in zip(self.saved, self._needs))
-        with scope(self._scope):
+        with scope(self._scope), _recording(True):
             outputs = self._run(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         _propagate(outputs, tuple(dy if t._op else None for t, dy in zip(outputs, dys)))
@@ -443,13 +483,19 @@ def replacing(old: type[Function], new: type[Function]) -> Iterator[None]:
 
 
 @contextmanager
-def no_grad() -> Iterator[None]:
-    """Run forwards without remembering them."""
-    previous, _engine.recording = _engine.recording, False
+def _recording(value: bool) -> Iterator[None]:
+    previous, _engine.recording = _engine.recording, value
     try:
         yield
     finally:
         _engine.recording = previous
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Run forwards without remembering them."""
+    with _recording(False):
+        yield
 
 
 @contextmanager

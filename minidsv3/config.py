@@ -40,6 +40,8 @@ _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "moe_layer_freq": (1,),
 }
+# Other spellings of a field, as the transformers library writes them.
+_ALIASES = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 _ROPE_SCALING_KEYS = {
     "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
 }  # fmt: skip
@@ -82,7 +84,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     model_type: str = "deepseek_v3"
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)  # keys that we keep and do not use
+    extra: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # keys that we keep and do not use
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -162,18 +164,25 @@ class ModelConfig:
         for key, allowed in _FIXED_KEYS.items():
             if raw.get(key) is not None:
                 _one_of(key, raw[key], allowed)
+        for alias, name in _ALIASES.items():
+            value = raw.pop(alias, None)
+            agree = value is None or raw.get(name) in (None, value)
+            _require(agree, f"{alias}={value} contradicts {name}={raw.get(name)}: two names of one field")
+            if value is not None:
+                raw[name] = value
         if raw.get("model_type") == "deepseek_v2":  # what the V2 modelling code assumes where its file is silent
             raw.setdefault("scoring_func", "softmax")
             raw.setdefault("topk_method", "greedy")
-        raw["n_shared_experts"] = raw.get("n_shared_experts") or 0  # null in some released files
+        if raw.get("n_shared_experts") is None:  # null in some released files
+            raw["n_shared_experts"] = 0
         for name in ("n_group", "topk_group"):  # null where the gate has no groups
-            raw[name] = raw.get(name) or 1
+            raw[name] = 1 if raw.get(name) is None else raw[name]
         raw.update(_rope_settings(raw))
         names = {f.name: f for f in dataclasses.fields(cls) if f.name != "extra"}
         missing = [n for n, f in names.items() if f.default is dataclasses.MISSING and n not in raw]
         _require(not missing, f"missing {', '.join(missing)}")
-        H = raw["num_attention_heads"]
-        _require(raw.get("num_key_value_heads", H) == H, "num_key_value_heads must equal num_attention_heads in MLA")
+        H, kv_heads = raw["num_attention_heads"], raw.get("num_key_value_heads")
+        _require(kv_heads in (None, H), f"num_key_value_heads={kv_heads} is not num_attention_heads={H}, as MLA has it")
         fields = {name: value for name, value in raw.items() if name in names}
         for name, f in names.items():
             if fields.get(name, 0) is None and f.default not in (None, dataclasses.MISSING):
@@ -345,14 +354,19 @@ def _read_json_object(path: str | Path) -> dict[str, Any]:
 def _rope_settings(raw: dict[str, Any]) -> dict[str, Any]:
     """rope_theta and rope_scaling of either spelling, as the old one writes them."""
     new, old = raw.pop("rope_parameters", None), raw.get("rope_scaling")
+    if new and old:
+        both = [_rope_settings({**raw, "rope_parameters": None, "rope_scaling": dict(one)}) for one in (new, old)]
+        _require(both[0] == both[1], f"rope_parameters={new} contradicts rope_scaling={old}")
     scaling = dict(new or old or {})
-    theta = scaling.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+    thetas = {float(t) for t in (scaling.pop("rope_theta", None), raw.get("rope_theta")) if t is not None}
+    _require(len(thetas) <= 1, f"rope_theta is both {' and '.join(map(str, sorted(thetas)))}")
+    theta = thetas.pop() if thetas else 10000.0
     kinds = {str(scaling.pop(key)) for key in ("type", "rope_type") if scaling.get(key) is not None}
     _require(len(kinds) <= 1, f"rope type is both {' and '.join(sorted(kinds))}")
     kind = kinds.pop() if kinds else "default"
     _one_of("rope type", kind, ("default", "yarn"))
-    scaling = {key: value for key, value in scaling.items() if key in _ROPE_SCALING_KEYS and value is not None}
-    return {"rope_theta": float(theta), "rope_scaling": {"type": "yarn", **scaling} if kind == "yarn" else None}
+    scaling = {key: value for key, value in scaling.items() if value is not None}  # _check_rope_scaling names strangers
+    return {"rope_theta": theta, "rope_scaling": {"type": "yarn", **scaling} if kind == "yarn" else None}
 
 
 def _check_rope_scaling(scaling: dict[str, Any]) -> None:

@@ -92,6 +92,7 @@ class Transformer(Module):
             self.lm_head.weight = self.embed_tokens.weight
         for name, module in self.named_modules():
             module.name = name
+        self.lm_head.name = "lm_head"  # a tied head is not listed, and has a name all the same
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """Submodules under their released names; a tied head is the embedding and is not listed again."""

@@ -11,17 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..autograd import Array, Parameter
+from ..autograd import Array, GradientBuffer, Parameter
 from ..config import TrainConfig
 from ..model.module import Module
 from ..quant.formats import BF16
 
 BLOCK = 1 << 16  # elements: the six arrays of a step, 256 KiB each, stay in a core's cache
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # map, or a thread pool's map
+
+
+class FlatGradient(NamedTuple):
+    """One shard's gradient: the whole, and the parts that `autograd.backward` writes into."""
+
+    data: Array
+    into: GradientBuffer
 
 
 class FlatParameters:
@@ -41,10 +48,10 @@ class FlatParameters:
         """Each parameter's part of a flat array, in its shape."""
         return {p: flat[a:b].reshape(p.shape) for p, (a, b) in zip(self.parameters, self._ranges)}
 
-    def new_gradient(self) -> tuple[Array, dict[Parameter, Array]]:
-        """A flat gradient and its views, the `into` of `autograd.backward`."""
+    def new_gradient(self) -> FlatGradient:
+        """A flat gradient of zeros and its views."""
         flat = np.zeros_like(self.data)
-        return flat, self.views(flat)
+        return FlatGradient(flat, GradientBuffer(self.views(flat)))
 
 
 class AdamW:

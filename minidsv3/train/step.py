@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..autograd import Array, Parameter, backward
+from ..autograd import Array, backward
 from ..config import TrainConfig
 from ..model.moe import Gate
 from ..model.transformer import Transformer
 from .balance import update_bias
-from .optim import AdamW, Run, sum_gradients
+from .optim import AdamW, FlatGradient, Run, sum_gradients
 from .schedule import bias_update_speed, learning_rate, mtp_weight
 
 Shard = tuple[Array, Array]  # tokens_in, targets: int [B, S]
@@ -42,7 +42,7 @@ class NonFiniteError(ArithmeticError):
 def train_step(
     model: Transformer,
     optimizer: AdamW,
-    gradients: list[tuple[Array, dict[Parameter, Array]]],
+    gradients: list[FlatGradient],
     shards: list[Shard],
     cfg: TrainConfig,
     step: int,
@@ -55,8 +55,8 @@ def train_step(
     n, lr = len(shards), learning_rate(cfg, step)
 
     def shard_losses(i: int) -> tuple[list[float], Array]:
-        flat, into = gradients[i]
-        flat.fill(0)
+        into = gradients[i].into
+        into.begin()
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below, where it can be named
             losses = model.loss(
                 *shards[i],
@@ -65,15 +65,16 @@ def train_step(
                 recompute=cfg.recompute,
             )
             backward(losses.total, into)
+        into.finish()
         return [float(value) for value in losses[:4]], losses.expert_load
 
     results = list(run(shard_losses, range(n)))
     loss, main, mtp, balance = (math.fsum(values) / n for values in zip(*(losses for losses, _ in results)))
-    grad_norm = sum_gradients([flat for flat, _ in gradients]) / n
+    grad_norm = sum_gradients([gradient.data for gradient in gradients]) / n
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise NonFiniteError(f"step {step}: loss {loss}, gradient norm {grad_norm}")
     clip = min(1.0, cfg.grad_clip / max(grad_norm, 1e-12))
-    optimizer.step(gradients[0][0], step, lr, clip / n, run)
+    optimizer.step(gradients[0].data, step, lr, clip / n, run)
 
     load = sum(load for _, load in results)  # integers: no order to keep
     for gate, load_of_expert in zip(gates(model), load):

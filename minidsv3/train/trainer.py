@@ -246,7 +246,7 @@ class Trainer:
             for shard in shards:
                 self.model.loss(*shard)
         if not found:
-            views = self.optimizer.flat.views(self._gradients[0][0])
+            views = self.optimizer.flat.views(self._gradients[0].data)
             names = {id(p): name for name, p in self.model.named_parameters()}
             bad = [p for p, view in views.items() if not np.isfinite(view).all()]
             found = [f"the gradient of {names.get(id(p), f'a packed weight {p.shape}')}" for p in bad] or [
