@@ -243,7 +243,7 @@ class TrainConfig:
     bias_update_speed: float = 0.001  # gamma of section 2.1.2
     bias_phases: tuple[tuple[str, float, float], ...] = (("constant", 1.0, 1.0),)
     mtp_weight: float = 0.3  # lambda of Eq. 25
-    mtp_phases: tuple[tuple[str, float, float], ...] = (("constant", 1.0, 1.0),)
+    mtp_phases: tuple[tuple[str, float, float], ...] = (("constant", 10 / 14.8, 1.0), ("constant", 1.0, 1 / 3))
     balance_weight: float = 1e-4  # alpha of Eq. 17
     recompute: bool = False  # recompute every layer in the backward pass instead of keeping its activations
     eval_every: int = 500  # steps; 0: only at the end
@@ -261,7 +261,8 @@ class TrainConfig:
         _require(self.checkpoint_every >= 0, f"checkpoint_every={self.checkpoint_every} is negative")
         _require(self.workers is None or self.workers > 0, f"workers={self.workers} is not positive")
         _require(
-            self.batch_size % self.shards == 0, f"batch_size={self.batch_size} is not a multiple of shards={self.shards}"
+            self.batch_size % self.shards == 0,
+            f"batch_size={self.batch_size} is not a multiple of shards={self.shards}",
         )
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
@@ -324,7 +325,9 @@ _REPORT_TRAINING: dict[str, Any] = dict(
 )  # fmt: skip
 
 
-def replace_settings(model: ModelConfig, train: TrainConfig, settings: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+def replace_settings(
+    model: ModelConfig, train: TrainConfig, settings: dict[str, Any]
+) -> tuple[ModelConfig, TrainConfig]:
     """Both configs with the fields in `settings` replaced; an unknown name is a ValueError that names the nearest."""
     changes: dict[type, dict[str, Any]] = {ModelConfig: {}, TrainConfig: {}}
     owner = {f.name: cls for cls in changes for f in dataclasses.fields(cls) if f.name != "extra"}

@@ -198,7 +198,9 @@ class Transformer(Module):
         """For each MTP depth k: hidden states of positions 0..S-k-1 [B, S-k, D] and the module's routing."""
         S = tokens.shape[1]
         if S <= len(self.mtp):
-            raise ValueError(f"sequences of {S} leave depth {len(self.mtp)} of MTP nothing to predict: need more tokens")
+            raise ValueError(
+                f"sequences of {S} leave depth {len(self.mtp)} of MTP nothing to predict: need more tokens"
+            )
         for k, module in enumerate(self.mtp, start=1):
             h = positions(h, 0, S - k)
             embedded = self.embed_tokens(tokens[:, k:])

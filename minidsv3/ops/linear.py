@@ -96,7 +96,9 @@ class EmbeddingFunction(Function):
 
     def forward(self, w: Array, *, tokens: Array) -> Array:
         if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(w):
-            raise ValueError(f"Embedding: tokens {int(tokens.min())}..{int(tokens.max())} exceed a vocabulary of {len(w)}")
+            raise ValueError(
+                f"Embedding: tokens {int(tokens.min())}..{int(tokens.max())} exceed a vocabulary of {len(w)}"
+            )
         self._shape = w.shape
         self.save(tokens)
         return np.take(w, tokens, axis=0)

@@ -97,7 +97,9 @@ def _rotate(x: Array, rotation: Array, interleave: bool) -> Array:
         row[:, :, d_n // 2 :] = rotation[:, None]
         pairs = np.ascontiguousarray(x).reshape(B, S, H * d).view(rotation.dtype)
         return (pairs * row.reshape(S, -1)).view(x.dtype).reshape(x.shape)
-    first, second = (slice(d_n, d, 2), slice(d_n + 1, d, 2)) if interleave else (slice(d_n, d_n + half), slice(d_n + half, d))
+    first, second = (
+        (slice(d_n, d, 2), slice(d_n + 1, d, 2)) if interleave else (slice(d_n, d_n + half), slice(d_n + half, d))
+    )
     cos, sin = rotation.real[:, None], rotation.imag[:, None]  # [S, 1, d_r/2]
     y = x.copy()
     y[..., first] = x[..., first] * cos - x[..., second] * sin

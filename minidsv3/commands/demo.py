@@ -1,0 +1,150 @@
+"""``demo``: see it work in five minutes.
+
+First a figure within seconds (`nano` on our own synthetic text, no network); then the Shakespeare corpus, `tiny`
+trained on it for at most three minutes with samples on the way, figures, a last sample and what to try next. How many
+steps fit is measured first, so a slow machine trains less and a fast one does not wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ..config import ModelConfig, TrainConfig, replace_settings
+from ..data import ByteTokenizer, build_corpus, load_corpus
+from ..generation import sample
+from ..model.figures import token_journey
+from ..plots import description, new_figure, save, style
+from ..train.figures import loss_curves, run_figures
+from ..train.runs import read_run
+from ..train.trainer import Trainer
+
+MOST_STEPS = 2000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``demo``."""
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="run folder (a number is added if it exists)")
+    parser.add_argument("--seconds", type=float, default=150.0, help="time for training `tiny`")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole demo."""
+    if args.seconds <= 0:
+        raise ValueError(f"--seconds {args.seconds} is not positive")
+    out = _free_folder(Path(args.out))
+    print("1. A small model (nano) on synthetic text, to see that everything works.")
+    _first_figure(out.with_name(out.name + "-first-figure.png"), args.seed)
+    print("\n2. The corpus.")
+    data = _corpus()
+    model, train = ModelConfig.preset("tiny"), TrainConfig.preset("tiny")
+    steps = _steps_that_fit(model, train, args.seconds)
+    print(f"\n3. Training tiny (MLA, 8 experts, MTP) for {steps} steps on {data}; Ctrl-C saves and stops.")
+    settings = {"data": data, "steps": steps, "seed": args.seed, "eval_every": max(steps // 4, 1)}
+    model, train = replace_settings(model, train, settings | {"checkpoint_every": max(steps // 4, 1)})
+    start = time.perf_counter()
+    trainer = Trainer(model, train, out, preset="tiny", progress=sys.stderr.isatty(), on_evaluation=_show_sample)
+    if not trainer.run():
+        return 130
+    print(f"trained in {time.perf_counter() - start:.0f} s")
+    _write_figures(out, trainer)
+    print("\n4. A last sample:\n" + _sample(trainer, 400))
+    _what_next(out)
+    return 0
+
+
+def _first_figure(path: Path, seed: int) -> None:
+    start = time.perf_counter()
+    settings = {"data": "synthetic", "steps": 60, "warmup_steps": 10, "seed": seed, "checkpoint_every": 0}
+    model, train = replace_settings(ModelConfig.preset("nano"), TrainConfig.preset("nano"), settings)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(model, train, Path(folder) / "run", preset="nano", progress=sys.stderr.isatty()).run()
+        done = read_run(Path(folder) / "run")
+        figure, (ax,) = new_figure()
+        with style():
+            loss_curves(ax, done.step, done.metrics["main_loss"], done.metrics["mtp_loss"], smoothing=0.7)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {name: done.metrics[name] for name in ("step", "main_loss", "mtp_loss")}
+        save(figure, path, data=columns, text=description(ax))
+    print(f"first figure after {time.perf_counter() - start:.0f} s: {path}")
+
+
+def _corpus() -> str:
+    """Shakespeare, or text that is on every machine when there is no network."""
+    try:
+        load_corpus("shakespeare")
+    except ValueError:
+        try:
+            build_corpus("shakespeare")
+        except (ValueError, OSError) as error:
+            print(f"Shakespeare can't be fetched ({error}); using the texts of Python's own help instead.")
+            return "pydoc"
+    return "shakespeare"
+
+
+def _steps_that_fit(model: ModelConfig, train: TrainConfig, seconds: float) -> int:
+    """Steps of this machine in `seconds`, to the hundred, at most MOST_STEPS."""
+    probe = 12
+    _, short = replace_settings(model, train, {"data": "pydoc", "steps": probe, "eval_every": 0})
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(model, short, Path(folder) / "run", progress=False, report=lambda text: None)
+        trainer.evaluate = lambda run=map: float("nan")  # type: ignore[method-assign]
+        trainer.run()
+        speed = np.median(read_run(Path(folder) / "run").metrics["tokens_per_second"][2:])
+    fit = int(seconds * speed / (train.batch_size * train.seq_len))
+    return max(100, min(fit // 100 * 100, MOST_STEPS))
+
+
+def _sample(trainer: Trainer, length: int, temperature: float = 0.7) -> str:
+    tokenizer, cfg = ByteTokenizer(), trainer.train
+    prompt = [tokenizer.boundary, *tokenizer.encode("ROMEO:\n" if cfg.data == "shakespeare" else "")]
+    tokens = sample(
+        trainer.model, prompt, length, temperature=temperature, top_p=0.95, rng=np.random.default_rng(cfg.seed),
+        context=cfg.seq_len,
+    )  # fmt: skip
+    return tokenizer.decode(np.concatenate([prompt, tokens]))
+
+
+def _show_sample(trainer: Trainer, step: int, bits: float) -> None:
+    if step < trainer.train.steps:
+        text = " / ".join(_sample(trainer, 120).splitlines())
+        trainer.message(f"step {step:>5}: {bits:.3f} bits per byte. It writes: {text}")
+
+
+def _write_figures(out: Path, trainer: Trainer) -> None:
+    files = run_figures(read_run(out))
+    tokenizer = ByteTokenizer()
+    text = (
+        "ROMEO:\nBut soft, what light through yonder wind" if trainer.train.data == "shakespeare" else "The return val"
+    )
+    tokens = np.concatenate([[tokenizer.boundary], tokenizer.encode(text)])
+    names = [repr(tokenizer.decode([i]))[1:-1] for i in range(256)] + ["end of document"]
+    labels = ["¶", *(c.replace("\n", "↵").replace(" ", "·") for c in text)]
+    figure = token_journey(trainer.model, tokens, labels, names)
+    files += save(figure, out / "figures" / "journey.png", data=None, text=description(*figure.axes))
+    last = read_run(out).metrics["val_bits_per_byte"][-1]
+    print(f"validation: {last:.3f} bits per byte. Figures in {out / 'figures'}: ", end="")
+    print(", ".join(sorted({file.name for file in files if file.suffix == ".png"})))
+
+
+def _what_next(out: Path) -> None:
+    print(
+        f"""
+What to try next:
+  python -m minidsv3 generate {out} --prompt "JULIET:"
+  python -m minidsv3 train --preset tiny --steps 2000 --out runs/unbalanced --set bias_update_speed=0 balance_weight=0
+  python -m minidsv3 compare {out} runs/unbalanced --figure runs/compare.png
+  make lab                                             opens the lessons"""
+    )
+
+
+def _free_folder(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    tries = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))]
+    return next(folder for folder in tries if not folder.exists())

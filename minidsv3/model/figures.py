@@ -1,0 +1,138 @@
+"""One token's journey: what a real token meets on its way through the model, in four panels.
+
+    what the cache keeps     the latent c_kv and the rotated key of the token, layer by layer
+    where it looks           attention of each head of the last layer over the text so far
+    where it is sent         affinity to every routed expert, layer by layer, and the experts that were chosen
+    what it says             the most likely next tokens, and what the MTP module thinks comes after
+
+All numbers are read from a `record` of one forward pass; the drawing functions take arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..autograd import Array
+from ..plots import DIVERGING, colour, describe, headline, new_figure, style
+from .record import record
+from .transformer import Transformer
+
+
+def cached_latents(ax: Axes, latent: Array, k_rope: Array, full_cache: int) -> Axes:
+    """Cache entries of one token: latent [L, r_kv] and k_rope [L, d_r]; `full_cache` numbers a layer without MLA."""
+    kept, L = latent.shape[1] + k_rope.shape[1], len(latent)
+    values = np.concatenate([latent, k_rope], axis=1)
+    limit = float(np.abs(values).max())
+    image = ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+    ax.axvline(latent.shape[1] - 0.5, color="black", linewidth=1.5)
+    ax.set(xlabel=f"number kept: latent c_kv 0-{latent.shape[1] - 1} | rotated key", ylabel="layer", yticks=range(L))
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, label="value (no unit)")
+    finding = f"The cache keeps {kept} numbers a layer, not {full_cache}"
+    describe(
+        ax, f"{finding}: heat map of {L} layers by {kept} values between {values.min():.1f} and {values.max():.1f}."
+    )
+    return headline(ax, finding)
+
+
+def attention_over_text(ax: Axes, weights: Array, labels: Sequence[str]) -> Axes:
+    """Attention of one token: weights [H, S] over the characters `labels` so far."""
+    H, S = weights.shape
+    image = ax.imshow(weights, cmap="Greys", vmin=0, vmax=float(weights.max()), aspect="auto")
+    ax.set_xticks(range(S), labels, family="monospace", fontsize=9)
+    ax.set(xlabel="text so far", ylabel="head of the last layer", yticks=range(H))
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, label="attention weight")
+    head, position = np.unravel_index(int(weights.argmax()), weights.shape)
+    finding = f"Head {head} looks most at {labels[position]!r}, {S - 1 - position} back, with {weights.max():.0%}"
+    describe(ax, f"{finding}: heat map of {H} heads by {S} characters.")
+    return headline(ax, finding)
+
+
+def experts_chosen(ax: Axes, scores: Array, chosen: Sequence[Sequence[int]], layers: Sequence[str]) -> Axes:
+    """Affinity of one token to each expert: scores [Lm, E]; `chosen` experts of each layer get a dot."""
+    Lm, E = scores.shape
+    image = ax.imshow(scores, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    dots = [(e, layer) for layer, experts in enumerate(chosen) for e in experts]
+    ax.plot(*zip(*dots), linestyle="none", marker="o", color=colour(1), markersize=9, label="chosen (affinity + bias)")
+    ax.set_yticks(range(Lm), layers)
+    ax.set_xticks(range(E) if E <= 32 else range(0, E, 16))
+    ax.set_xlabel("routed expert")
+    ax.grid(visible=False)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.18))
+    ax.figure.colorbar(image, ax=ax, label="affinity (sigmoid)")
+    best = [set(np.argsort(-row, kind="stable")[: len(c)].tolist()) for row, c in zip(scores, chosen)]
+    moved = sum(len(b - set(c)) for b, c in zip(best, chosen))
+    finding = f"{len(chosen[0])} of {E} experts work on it; the balance bias changed {moved} of {len(dots)} choices"
+    describe(ax, f"{finding}: heat map of {Lm} layers by {E} experts with the chosen ones marked.")
+    return headline(ax, finding)
+
+
+def next_tokens(ax: Axes, names: Sequence[str], p: Array, after: tuple[str, float] | None) -> Axes:
+    """Most likely next tokens with probabilities p, best first; `after` is the MTP module's best guess."""
+    where = np.arange(len(p), dtype=np.int64)
+    ax.barh(where, p, color=[colour(0)] + [colour(6)] * (len(p) - 1))
+    ax.set_yticks(where, names, family="monospace")
+    ax.invert_yaxis()
+    ax.set(xlabel="probability", xlim=(0, 1), ylabel="next token")
+    finding = f"It expects {names[0]} next ({p[0]:.0%})"
+    if after is not None:
+        finding += f", and after that {after[0]} ({after[1]:.0%}, MTP module)"
+    describe(ax, f"{finding}: bars for the {len(p)} most likely tokens.")
+    return headline(ax, finding)
+
+
+def token_journey(model: Transformer, tokens: Array, labels: Sequence[str], names: Sequence[str]) -> Figure:
+    """The journey of the last but one token of `tokens` int [S] in four panels.
+
+    Parameters
+    ----------
+    labels : one string for each token
+    names : one string for each id of the vocabulary
+
+    Notes
+    -----
+    The last token is there so that the MTP module has something to see: its guess is what comes after that token.
+    """
+    cfg, at = model.config, len(tokens) - 2
+    with record() as r:
+        model.logits(tokens[None, :-1])
+    latent = np.stack([r[f"model.layers.{i}.self_attn.kv_a_layernorm"].output[0, at] for i in range(len(model.layers))])
+    last = model.layers[-1]
+    x = r[f"{last.name}.input_layernorm"].output
+    explained = [
+        layer.self_attn.explain(r[f"{layer.name}.input_layernorm"].output, model.rotation(0, at + 1))
+        for layer in model.layers
+    ]
+    k_rope = np.stack([e.k_rope[0, at] for e in explained])
+    weights = explained[-1].weights[0, :, at]
+    gates = [name for name in (f"model.layers.{i}.mlp.gate" for i in range(len(model.layers))) if name in r]
+    scores = np.stack([r[name].outputs[0][at] for name in gates])
+    chosen = [r[name].outputs[1][at].tolist() for name in gates]
+    p = _softmax(model.logits(tokens[None, :-1])[0, at])
+    best = np.argsort(-p, kind="stable")[:8]
+    after = None
+    if model.mtp:
+        q = _softmax(model.mtp_logits(tokens[None])[0][0, at])
+        after = (f"{names[int(q.argmax())]}", float(q.max()))
+    assert x.shape[1] == at + 1
+    figure, (a, b, c, d) = new_figure(2, 2, panel=(6.4, 3.9))
+    with style():
+        full = cfg.num_attention_heads * (cfg.qk_head_dim + cfg.v_head_dim)
+        cached_latents(a, latent, k_rope, full)
+        shown = min(len(labels) - 1, 40)
+        attention_over_text(b, weights[:, -shown:], labels[-shown - 1 : -1])
+        experts_chosen(c, scores, chosen, [name.split(".")[2] for name in gates])
+        c.set_ylabel("layer")
+        next_tokens(d, [names[i] for i in best], p[best], after)
+        figure.suptitle(f"One token's journey: {labels[at]!r} in “{''.join(labels[:-1])[-40:]}”", fontsize=13)
+    return figure
+
+
+def _softmax(logits: Array) -> Array:
+    p = np.exp(logits.astype(np.float64) - logits.max())
+    return p / p.sum()
