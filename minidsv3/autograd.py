@@ -136,16 +136,16 @@ class ParameterPart(Parameter):
         self._whole, self._index = whole, index
         self.requires_grad, self._op, self._slot, self.parts = True, None, 0, None
 
-    @property  # type: ignore[override]
-    def data(self) -> Array:  # type: ignore[override]
+    @property
+    def data(self) -> Array:
         return self._whole.data[self._index]
 
     @data.setter
     def data(self, value: Array) -> None:
         self._whole.data[self._index] = value
 
-    @property  # type: ignore[override]
-    def grad(self) -> Array:  # type: ignore[override]
+    @property
+    def grad(self) -> Array:
         assert self._whole.grad is not None
         return self._whole.grad[self._index]
 
@@ -190,11 +190,8 @@ class Function:
     _scope = ""
     flops = 0  # of the forward pass, set by ops that contain gemms; a multiply-add counts two
 
-    def forward(self, *arrays: Array, **constants: Any) -> Any:
-        raise NotImplementedError
-
-    def backward(self, *dys: Array) -> Any:
-        raise NotImplementedError
+    forward: Callable[..., Any]  # (*arrays, **constants) -> array or tuple of arrays
+    backward: Callable[..., Any]  # (*dys) -> gradient, thunk or None for each positional input
 
     def save(self, *arrays: Array) -> None:
         """Keep `arrays` for the backward pass (under `no_grad` nothing is kept)."""
@@ -442,9 +439,12 @@ def notify_module(module: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
     """Tell observers that a module's forward is done (they see phase 'module', the module in place of the op)."""
     if _engine.observers:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        tensors = (tuple(v if isinstance(v, Tensor) else Tensor(v) for v in values if isinstance(v, Tensor | np.ndarray))
-                   for values in (inputs, outputs))  # fmt: skip
-        _notify(OpEvent("module", module, *tensors, 0.0))
+        _notify(OpEvent("module", module, _tensors(inputs), _tensors(outputs), 0.0))
+
+
+def _tensors(values: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The arrays among `values`, as Tensors."""
+    return tuple(v if isinstance(v, Tensor) else Tensor(v) for v in values if isinstance(v, Tensor | np.ndarray))
 
 
 def _notify(event: OpEvent) -> None:

@@ -47,7 +47,7 @@ def attention_over_text(ax: Axes, weights: Array, labels: Sequence[str]) -> Axes
     ax.set(xlabel="text so far", ylabel="head of the last layer", yticks=range(H))
     ax.grid(visible=False)
     ax.figure.colorbar(image, ax=ax, label="attention weight")
-    head, position = np.unravel_index(int(weights.argmax()), weights.shape)
+    head, position = divmod(int(weights.argmax()), S)
     finding = f"Head {head} looks most at {labels[position]!r}, {S - 1 - position} back, with {weights.max():.0%}"
     describe(ax, f"{finding}: heat map of {H} heads by {S} characters.")
     return headline(ax, finding)

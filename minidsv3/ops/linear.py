@@ -1,8 +1,8 @@
 """Matrix products with a weight: linear, grouped linear (one weight per expert), and the embedding look-up.
 
-A linear layer is three gemms: ``y = x w^T`` forward (fprop), ``dx = dy w`` (dgrad) and ``dw = dy^T x`` (wgrad). They are
-asked of a *gemm* object, so that a precision recipe can put other arithmetic in their place: `keep(x)` says what is
-stored for the weight gradient, the other three compute. `Gemm` here is the exact one.
+A linear layer is three gemms: ``y = x w^T`` forward (fprop), ``dx = dy w`` (dgrad) and ``dw = dy^T x`` (wgrad). They
+are asked of a *gemm* object, so that a precision recipe can put other arithmetic in their place: `keep(x)` says what
+is stored for the weight gradient, the other three compute. `Gemm` here is the exact one.
 
 The weight gradient is returned as a thunk: the engine runs it at once, or later (zero-bubble pipelines).
 """
