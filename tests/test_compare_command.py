@@ -210,7 +210,7 @@ def test_command_figure_counts_tokens_where_steps_differ(tmp_path, capsys, monke
     monkeypatch.setattr(figures, "overlay", lambda ax, curves, **k: seen.append(k["x_label"]) or real(ax, curves, **k))
     folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", batch_size=batch_size)]
     called(capsys, *folders, "--figure", tmp_path / "over.svg")
-    assert seen == [label, label]
+    assert seen == [label] * 3  # validation, loss, MaxVio
 
 
 def test_command_refuses_csv_in_the_place_of_the_figure_data(tmp_path, capsys):

@@ -303,22 +303,27 @@ def _write_csv(path: Path, c: Comparison) -> None:
 
 
 def _write_figure(path: str, c: Comparison, smoothing: float) -> None:
-    """Validation and smoothed main loss of all runs; against tokens where a step is not the same in all of them."""
+    """Validation, smoothed main loss and MaxVio of all runs; against tokens where a step differs between them."""
     from .. import plots  # matplotlib takes a second to import, and only the figure needs it
     from ..train.figures import overlay
 
     by_tokens = len({run.train.batch_size * run.train.seq_len for run in c.runs}) > 1
     key, label = ("tokens", "training tokens") if by_tokens else ("step", "training step")
     legend = {group.name: f"{group.name}: {group.settings}".rstrip(": ") for group in c.groups}
-    validation, losses, data = [], [], {}
+    validation, losses, balance, data = [], [], [], {}
     for name, letter, run in zip(c.names, c.letters, c.runs):
         x, val = run.metrics[key], run.metrics["val_bits_per_byte"]
         done, loss = ~np.isnan(val), smoothed(run.metrics["main_loss"], smoothing)
         validation.append((letter, x[done], val[done]))
         losses.append((letter, x, loss))
+        balance.append((letter, x, smoothed(run.metrics["max_vio"], smoothing)))
         columns = {f"validation {key}": x[done], "val_bits_per_byte": val[done], key: x, "main_loss_smoothed": loss}
+        columns["max_vio_smoothed"] = balance[-1][2]
         data.update({f"{name} {column}": values for column, values in columns.items()})
-    panels = [(losses, "smoothed main loss", c.runs[0].loss_unit, False)]
+    panels = [
+        (losses, "smoothed main loss", c.runs[0].loss_unit, False),
+        (balance, "smoothed MaxVio", "(max - mean) / mean load, per batch", False),
+    ]
     if any(len(x) for _, x, _ in validation):
         panels.insert(0, (validation, "validation", "bits per byte", True))
     with plots.style():
