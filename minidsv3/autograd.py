@@ -162,9 +162,13 @@ class GradientBuffer(dict[Parameter, Array]):
     `begin()`, any number of `backward(loss, into=buffer)`, `finish()`.
     """
 
+    def __init__(self, arrays: dict[Parameter, Array]) -> None:
+        super().__init__(arrays)
+        self._touched: set[Parameter] = set()
+
     def begin(self) -> None:
         """Forget the last pass."""
-        self._touched: set[Parameter] = set()
+        self._touched.clear()
 
     def add(self, parameter: Parameter, dy: Array) -> None:
         if parameter in self._touched:

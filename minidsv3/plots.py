@@ -8,6 +8,7 @@ This file gives them what must look alike everywhere:
 * `new_figure`, which builds on ``matplotlib.figure.Figure`` directly: no display, no pyplot, no list of open figures;
 * `headline` for a title that states the finding, and `describe` / `description` for one sentence of alternative text,
   kept on the axes that it describes;
+* `Picture`, which shows a figure and its text in a notebook;
 * `save`, which writes the figure, its data (``NAME.csv``) and its text (``NAME.txt``) beside each other. The same
   figure gives the same bytes on every day: no date and no random identifier is written.
 
@@ -16,6 +17,7 @@ Importing this file changes no setting of matplotlib; the style holds inside ``w
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import textwrap
@@ -124,8 +126,24 @@ def describe(ax: Axes, sentence: str) -> Axes:
 
 
 def description(*axes: Axes) -> str:
-    """The alternative text of these axes, one sentence each; axes without one are passed over."""
-    return " ".join(text for ax in axes if (text := str(ax.get_label())))
+    """The alternative text of these axes, one sentence each; axes without one, and colour bars, are passed over."""
+    return " ".join(text for ax in axes if (text := str(ax.get_label())) not in ("", "<colorbar>"))
+
+
+class Picture:
+    """A figure for a notebook: as the last value of a cell it is shown as PNG with its alternative text.
+
+    A plain Figure is shown only after ``%matplotlib inline``, and without the text.
+    """
+
+    def __init__(self, figure: Figure, *, text: str | None = None, dpi: int = 80) -> None:
+        self.text = text or description(*figure.axes)
+        if not self.text.strip():
+            raise ValueError("the figure has no alternative text: describe its axes, or give text")
+        self._png = base64.b64encode(_rendered(figure, ".png", self.text, dpi)).decode("ascii")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+        return {"image/png": self._png, "text/plain": self.text}, {"image/png": {"alt": self.text}}
 
 
 def save(

@@ -19,9 +19,13 @@ from ..config import ModelConfig, TrainConfig, replace_settings
 from ..data import ByteTokenizer, build_corpus, load_corpus
 from ..generation import sample
 from ..model.figures import token_journey
+from ..model.transformer import Transformer
 from ..plots import description, new_figure, save, style
 from ..train.figures import loss_curves, run_figures
+from ..train.machine import keep_freed_memory, worker_pool, workers_for
+from ..train.optim import AdamW, FlatParameters
 from ..train.runs import read_run
+from ..train.step import cut, train_step
 from ..train.trainer import Trainer
 
 MOST_STEPS = 2000
@@ -44,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n2. The corpus.")
     data = _corpus()
     model, train = ModelConfig.preset("tiny"), TrainConfig.preset("tiny")
+    keep_freed_memory()
     steps = _steps_that_fit(model, train, args.seconds)
     print(f"\n3. Training tiny (MLA, 8 experts, MTP) for {steps} steps on {data}; Ctrl-C saves and stops.")
     settings = {"data": data, "steps": steps, "seed": args.seed, "eval_every": max(steps // 4, 1)}
@@ -88,16 +93,21 @@ def _corpus() -> str:
     return "shakespeare"
 
 
-def _steps_that_fit(model: ModelConfig, train: TrainConfig, seconds: float) -> int:
-    """Steps of this machine in `seconds`, to the hundred, at most MOST_STEPS."""
-    probe = 12
-    _, short = replace_settings(model, train, {"data": "pydoc", "steps": probe, "eval_every": 0})
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, short, Path(folder) / "run", progress=False, report=lambda text: None)
-        trainer.evaluate = lambda run=map: float("nan")  # type: ignore[method-assign]
-        trainer.run()
-        speed = np.median(read_run(Path(folder) / "run").metrics["tokens_per_second"][2:])
-    fit = int(seconds * speed / (train.batch_size * train.seq_len))
+def _steps_that_fit(model_config: ModelConfig, cfg: TrainConfig, seconds: float) -> int:
+    """Steps of this machine in `seconds`, to the hundred, at most MOST_STEPS; measured on random tokens."""
+    rng, times = np.random.default_rng(0), []
+    model = Transformer(model_config)
+    model.init_weights(rng)
+    flat = FlatParameters(model)
+    optimizer, gradients = AdamW(flat, cfg), [flat.new_gradient() for _ in range(cfg.shards)]
+    tokens = rng.integers(0, model_config.vocab_size, (cfg.batch_size, cfg.seq_len + 1))
+    shards = cut(tokens[:, :-1], tokens[:, 1:], cfg.shards)
+    with worker_pool(workers_for(cfg.workers, cfg.shards)) as run:
+        for step in range(1, 13):
+            start = time.perf_counter()
+            train_step(model, optimizer, gradients, shards, cfg, step, run)
+            times.append(time.perf_counter() - start)
+    fit = int(seconds / np.median(times[2:]))
     return max(100, min(fit // 100 * 100, MOST_STEPS))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import io
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         prompt = [tokenizer.boundary, *tokenizer.encode(args.prompt)]
     except UnicodeEncodeError as error:
         raise ValueError(f"the prompt is not valid Unicode: {error}") from None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the model may write what this console can't show
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may take several tokens
 
     def show(token: int) -> None:

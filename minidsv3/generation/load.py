@@ -30,9 +30,11 @@ def load_run(folder: Path) -> LoadedRun:
         train = TrainConfig(**json.loads((folder / "train.json").read_text(encoding="utf-8"))["train"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'train.json'} is damaged: {error}") from None
-    if (folder / "final" / "config.json").is_file():
-        return LoadedRun(load_pretrained(folder / "final"), train, train.steps)
     found = sorted((folder / "checkpoints").glob("step_*"))
+    # A finished run that goes on to a larger total keeps its old final directory until it is done again.
+    is_done = not found or int(found[-1].name[5:]) == train.steps
+    if is_done and (folder / "final" / "config.json").is_file():
+        return LoadedRun(load_pretrained(folder / "final"), train, train.steps)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     return LoadedRun(load_pretrained(found[-1]), train, int(found[-1].name[5:]))

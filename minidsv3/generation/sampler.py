@@ -42,6 +42,8 @@ def sample(
     tokens = [int(t) for t in prompt]
     if not tokens:
         raise ValueError("the prompt is empty: give at least one token")
+    if max_new_tokens < 0 or (context is not None and context < 1):
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more, context={context} at least 1")
     for _ in range(max_new_tokens):
         seen = np.array([tokens[-context:] if context else tokens], dtype=np.int64)
         token = choose(model.logits(seen)[0, -1], temperature, top_p, rng)

@@ -72,8 +72,11 @@ def experts_chosen(ax: Axes, scores: Array, chosen: Sequence[Sequence[int]], lay
     return headline(ax, finding)
 
 
-def next_tokens(ax: Axes, names: Sequence[str], p: Array, after: tuple[str, float] | None) -> Axes:
-    """Most likely next tokens with probabilities p, best first; `after` is the MTP module's best guess."""
+def next_tokens(ax: Axes, names: Sequence[str], p: Array, after: tuple[str, str, float] | None) -> Axes:
+    """Most likely next tokens with probabilities p, best first.
+
+    `after` is the MTP module's view: the next token that it was shown, its guess of the one after, the probability.
+    """
     where = np.arange(len(p), dtype=np.int64)
     ax.barh(where, p, color=[colour(0)] + [colour(6)] * (len(p) - 1))
     ax.set_yticks(where, names, family="monospace")
@@ -81,7 +84,7 @@ def next_tokens(ax: Axes, names: Sequence[str], p: Array, after: tuple[str, floa
     ax.set(xlabel="probability", xlim=(0, 1), ylabel="next token")
     finding = f"It expects {names[0]} next ({p[0]:.0%})"
     if after is not None:
-        finding += f", and after that {after[0]} ({after[1]:.0%}, MTP module)"
+        finding += f"; after a real {after[0]}, the MTP module expects {after[1]} ({after[2]:.0%})"
     describe(ax, f"{finding}: bars for the {len(p)} most likely tokens.")
     return headline(ax, finding)
 
@@ -118,7 +121,7 @@ def token_journey(model: Transformer, tokens: Array, labels: Sequence[str], name
     after = None
     if model.mtp:
         q = _softmax(model.mtp_logits(tokens[None])[0][0, at])
-        after = (f"{names[int(q.argmax())]}", float(q.max()))
+        after = (names[int(tokens[-1])], names[int(q.argmax())], float(q.max()))
     assert x.shape[1] == at + 1
     figure, (a, b, c, d) = new_figure(2, 2, panel=(6.4, 3.9))
     with style():

@@ -43,18 +43,18 @@ class MTPModule(Module):
         self.enorm = RMSNorm(D, cfg.rms_norm_eps)
         self.hnorm = RMSNorm(D, cfg.rms_norm_eps)
         self.eh_proj = Linear(2 * D, D, gemm_of(recipe, "eh_proj"))
-        self._layer = layer
+        self.layer = layer
         self.shared_head = SharedHead(cfg)
 
     def named_children(self) -> Any:
         """As stored: the decoder layer's modules stand beside enorm, hnorm and eh_proj."""
         for name, child in super().named_children():
-            if child is self._layer:
+            if child is self.layer:
                 yield from child.named_children()
             else:
                 yield name, child
 
     def forward(self, h: Tensor, embedded: Tensor, rotation: Array) -> tuple[Tensor, Any]:
         x = self.eh_proj(concat_last(self.enorm(embedded), self.hnorm(h)))  # [B, S, 2D] -> [B, S, D]
-        x, routing = self._layer(x, rotation)
+        x, routing = self.layer(x, rotation)
         return self.shared_head.norm(x), routing

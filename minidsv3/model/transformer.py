@@ -92,6 +92,8 @@ class Transformer(Module):
             self.lm_head.weight = self.embed_tokens.weight
         for name, module in self.named_modules():
             module.name = name
+        for module in self.mtp:
+            module.layer.name = module.name  # its parts are listed under the module's own name
         self.lm_head.name = "lm_head"  # a tied head is not listed, and has a name all the same
 
     def named_children(self) -> Iterator[tuple[str, Module]]:

@@ -81,6 +81,8 @@ class RopeFunction(Function):
         require_shape("RoPE", "x", x, (None, len(rotation), None, None))
         if 2 * rotation.shape[1] > x.shape[3]:
             raise ValueError(f"RoPE: rotation of {2 * rotation.shape[1]} channels exceeds the head's {x.shape[3]}")
+        if rotation.real.dtype != x.dtype:
+            raise ValueError(f"RoPE: rotation is {rotation.dtype}, x is {x.dtype}: make the table for x's dtype")
         self._rotation, self._interleave = rotation, interleave
         return _rotate(x, rotation, interleave)
 

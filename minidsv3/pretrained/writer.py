@@ -6,6 +6,7 @@ and so do we. A directory appears whole or not at all: it is written beside its 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..config import write_json
@@ -57,12 +59,21 @@ def write_model(model: Transformer, folder: Path, max_shard_bytes: int = 5_000_0
     names = names if len(shards) > 1 else ["model.safetensors"]
     for name, tensors in zip(names, shards):
         arrays = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in tensors.items()}
-        save_file(arrays, folder / name, metadata={"format": "pt"})  # what the released files say
+        write_tensors(arrays, folder / name, {"format": "pt"})  # what the released files say
     if len(shards) > 1:
         total = sum(tensor.size * 4 for tensors in shards for tensor in tensors.values())
         weight_map = {key: name for name, tensors in zip(names, shards) for key in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_tensors(arrays: dict[str, np.ndarray], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """`arrays`, contiguous, as a safetensors file; OSError, as for any other file, where it can't be written."""
+    try:
+        save_file(arrays, file, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(file)) from None
+    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
 
 
 @contextmanager

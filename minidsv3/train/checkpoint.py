@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from ..config import write_json
 from ..model.transformer import Transformer
 from ..pretrained.reader import fill_from, read_tensors
-from ..pretrained.writer import remove_tree, whole_directory, write_model
+from ..pretrained.writer import remove_tree, whole_directory, write_model, write_tensors
 from .optim import AdamW
 
 
@@ -31,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, model: Transformer, optimizer: Adam
     with whole_directory(path) as temporary:
         write_model(model, temporary)
         moments = {name: np.ascontiguousarray(moment) for name, moment in optimizer.named_moments(model)}
-        save_file(moments, temporary / "optimizer.safetensors")
+        write_tensors(moments, temporary / "optimizer.safetensors")
         write_json(temporary / "trainer.json", {"step": step, **state})
     return path
 
@@ -64,5 +63,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what an interrupted save left behind."""
-    for path in [*checkpoints(folder)[:-keep], *folder.glob(".step_*")]:
+    for path in checkpoints(folder)[:-keep]:
+        path.rename(path.with_name(f".{path.name}.old"))  # a kill while it is deleted leaves no half checkpoint
+    for path in folder.glob(".step_*"):
         remove_tree(path)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..autograd import no_grad, observing, trace
+from ..autograd import Parameter, no_grad, observing, trace
 from ..config import ModelConfig, TrainConfig, write_json
 from ..data import ByteTokenizer, Loader, load_corpus, split_documents, validation_windows
 from ..model.transformer import Transformer
@@ -84,7 +84,7 @@ class Trainer:
         self.config, self.train, self.out = model_config, train_config, Path(out)
         self.report, self._progress, self._on_evaluation = report, progress, on_evaluation
         self._stop = False
-        self._open_folder(preset, resume)
+        self._check_folder(resume)
         self._load_data()
         self.model = Transformer(model_config)
         self.model.init_weights(np.random.default_rng(np.random.SeedSequence(train_config.seed, spawn_key=(0,))))
@@ -92,9 +92,26 @@ class Trainer:
         self.optimizer = AdamW(flat, train_config)
         self._gradients = [flat.new_gradient() for _ in range(train_config.shards)]
         self.step = self._restore(resume)
+        self._describe(preset)  # from here on the folder is ours: whatever was wrong with the call has been said
 
     def run(self) -> bool:
-        """Train to the last step; True when done, False when interrupted (the run is saved and can be resumed)."""
+        """Train to the last step; True when done, False when interrupted (the run is saved and can be resumed).
+
+        Raises ValueError when a loss or gradient is not finite, or a file can't be written: the last checkpoint stays.
+        """
+        try:
+            self._train()
+            if self.step >= self.train.steps:
+                save_pretrained(self.model, self.out / "final")
+                return True
+        except OSError as error:
+            reason = f"{error.filename or self.out}: {error.strerror or error}"
+            raise ValueError(f"{reason}; {self._last_good()}; mend this, then --resume goes on") from None
+        self.report(f"stopped after step {self.step} and saved; the same command with --resume goes on")
+        return False
+
+    def _train(self) -> None:
+        """The loop over the steps, up to the last one or Ctrl-C."""
         cfg = self.train
         keep_freed_memory()
         workers = workers_for(cfg.workers, cfg.shards)
@@ -120,13 +137,10 @@ class Trainer:
                 bar.set_postfix_str(f"loss {line['main_loss']:.3f} nats, {line['tokens_per_second']:,.0f} tokens/s")
                 if "val_bits_per_byte" in line and self._on_evaluation:
                     self._on_evaluation(self, self.step, line["val_bits_per_byte"])
-                if self._is_due(cfg.checkpoint_every) or self._stop:
+                if self._is_due(cfg.checkpoint_every):
                     self._save()
-        if self.step >= cfg.steps:
-            save_pretrained(self.model, self.out / "final")
-            return True
-        self.report(f"stopped after step {self.step} and saved; the same command with --resume goes on")
-        return False
+            if self._stop and self.step > 0 and not self._is_due(cfg.checkpoint_every):
+                self._save()
 
     def evaluate(self, run: Run = map) -> float:
         """Bits per byte on the whole validation text."""
@@ -183,13 +197,10 @@ class Trainer:
             if step > self.train.steps:
                 raise ValueError(f"{found[-1]} is at step {step}, beyond --steps {self.train.steps} (the total)")
             self.report(f"resuming after step {step} of {self.train.steps}")
-        for name in ("metrics.jsonl", "experts.jsonl"):
-            if (self.out / name).exists():
-                cut_after(self.out / name, step)
         return step
 
-    def _open_folder(self, preset: str | None, resume: bool) -> None:
-        """Make or check the run folder, and write config.json and train.json."""
+    def _check_folder(self, resume: bool) -> None:
+        """Refuse a folder that holds another run, or none of ours."""
         described = self.out / "train.json"
         if described.exists() and not resume:
             raise ValueError(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out")
@@ -199,20 +210,33 @@ class Trainer:
             "sgemm_gflops": round(sgemm_gflops(workers_for(self.train.workers, self.train.shards)), 1)
         }
         if described.exists():
-            self._check_same_run(json.loads(described.read_text(encoding="utf-8")))
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.config.to_json(self.out / "config.json")
-        write_json(
-            described, {"preset": preset, "train": dataclasses.asdict(self.train), "environment": self._environment}
-        )
+            self._check_same_run(described)
 
-    def _check_same_run(self, stored: dict[str, Any]) -> None:
+    def _describe(self, preset: str | None) -> None:
+        """Write config.json and train.json, and cut the lines of steps after ours."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        _replace_json(self.out / "config.json", self.config.to_dict())
+        record = {"preset": preset, "train": dataclasses.asdict(self.train), "environment": self._environment}
+        _replace_json(self.out / "train.json", record)
+        for name in ("metrics.jsonl", "experts.jsonl"):
+            if (self.out / name).exists():
+                cut_after(self.out / name, self.step)
+
+    def _check_same_run(self, described: Path) -> None:
         """Refuse another config; say what of the machine changed, since it may change bits."""
+        try:
+            stored = json.loads(described.read_text(encoding="utf-8"))
+            stored["train"]["steps"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{described} is damaged ({error}): choose another --out") from None
         ours = json.loads(json.dumps({**dataclasses.asdict(self.train), **self.config.to_dict()}))
         before = stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
         for name, value in ours.items():
             if name not in FREE_TO_CHANGE and before.get(name) != json.loads(json.dumps(value)):
-                raise ValueError(f"{self.out} was trained with {name}={before.get(name)!r}, not {value!r}: same config")
+                raise ValueError(
+                    f"{self.out} was trained with {name}={before.get(name)!r}, not {value!r}: "
+                    "resume with the same settings, or choose another --out"
+                )
         if stored["train"]["steps"] != self.train.steps:
             self.report(f"the schedules now run to step {self.train.steps} instead of {stored['train']['steps']}")
         for name in ("python", "numpy", "blas", "platform"):
@@ -247,14 +271,18 @@ class Trainer:
                 self.model.loss(*shard)
         if not found:
             views = self.optimizer.flat.views(self._gradients[0].data)
-            names = {id(p): name for name, p in self.model.named_parameters()}
-            bad = [p for p, view in views.items() if not np.isfinite(view).all()]
-            found = [f"the gradient of {names.get(id(p), f'a packed weight {p.shape}')}" for p in bad] or [
-                "nothing now"
-            ]
+            names = {v: f"{m.name}.{name}" for _, m in self.model.named_modules() for name, v in vars(m).items()
+                     if isinstance(v, Parameter)}  # fmt: skip
+            bad = [names[p] for p, view in views.items() if not np.isfinite(view).all()]
+            found = [f"the gradient of {name}" for name in bad] or ["nothing now"]
+        return (
+            f"{error}: first not finite: {found[0]}; nothing was updated, {self._last_good()}; "
+            "try a lower learning_rate"
+        )
+
+    def _last_good(self) -> str:
         kept = checkpoints(self.out / "checkpoints")
-        way_out = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        return f"{error}: first not finite: {found[0]}; nothing was updated, {way_out}; try a lower learning_rate"
+        return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
@@ -274,6 +302,13 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _replace_json(path: Path, value: Any) -> None:
+    """Write beside `path`, then move into place: a kill, or a full disk, leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_json(temporary, value)
+    temporary.replace(path)
 
 
 def _append(stream: Any, line: dict[str, Any]) -> None:
