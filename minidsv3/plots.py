@@ -32,6 +32,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from PIL import Image  # comes with matplotlib
 
 # Okabe-Ito, in an order in which neighbours differ in lightness too; yellow, weak on white, comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#F0E442")
@@ -133,14 +134,18 @@ def description(*axes: Axes) -> str:
 class Picture:
     """A figure for a notebook: as the last value of a cell it is shown as PNG with its alternative text.
 
-    A plain Figure is shown only after ``%matplotlib inline``, and without the text.
+    A plain Figure is shown only after ``%matplotlib inline``, and without the text. The PNG has 256 colours, a third
+    of the bytes, since a notebook is committed with its figures.
     """
 
     def __init__(self, figure: Figure, *, text: str | None = None, dpi: int = 80) -> None:
         self.text = text or description(*figure.axes)
         if not self.text.strip():
             raise ValueError("the figure has no alternative text: describe its axes, or give text")
-        self._png = base64.b64encode(_rendered(figure, ".png", self.text, dpi)).decode("ascii")
+        content = io.BytesIO()
+        with Image.open(io.BytesIO(_rendered(figure, ".png", self.text, dpi))) as image:
+            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+        self._png = base64.b64encode(content.getvalue()).decode("ascii")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
         return {"image/png": self._png, "text/plain": self.text}, {"image/png": {"alt": self.text}}

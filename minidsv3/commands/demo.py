@@ -134,7 +134,7 @@ def _write_figures(out: Path, trainer: Trainer) -> None:
         "ROMEO:\nBut soft, what light through yonder wind" if trainer.train.data == "shakespeare" else "The return val"
     )
     tokens = np.concatenate([[tokenizer.boundary], tokenizer.encode(text)])
-    names = [repr(tokenizer.decode([i]))[1:-1] for i in range(256)] + ["end of document"]
+    names = [repr(tokenizer.decode([i]))[1:-1].replace(" ", "·") for i in range(256)] + ["end of document"]
     labels = ["¶", *(c.replace("\n", "↵").replace(" ", "·") for c in text)]
     figure = token_journey(trainer.model, tokens, labels, names)
     files += save(figure, out / "figures" / "journey.png", data=None, text=description(*figure.axes))

@@ -43,7 +43,7 @@ def attention_over_text(ax: Axes, weights: Array, labels: Sequence[str]) -> Axes
     """Attention of one token: weights [H, S] over the characters `labels` so far."""
     H, S = weights.shape
     image = ax.imshow(weights, cmap="Greys", vmin=0, vmax=float(weights.max()), aspect="auto")
-    ax.set_xticks(range(S), labels, family="monospace", fontsize=9)
+    ax.set_xticks(range(S), labels, family="monospace", fontsize=12 if S <= 20 else 9)
     ax.set(xlabel="text so far", ylabel="head of the last layer", yticks=range(H))
     ax.grid(visible=False)
     ax.figure.colorbar(image, ax=ax, label="attention weight")

@@ -3,7 +3,7 @@
 Keys and values of all heads are made from one small latent per token, ``c_kv = W^DKV x`` (kv_lora_rank numbers), and
 position enters through a separate key part, ``k_rope = RoPE(W^KR x)``, made from x itself and shared by all heads.
 These two are all that a cache has to keep: 512 + 64 numbers a token and layer in DeepSeek-V3, where plain multi-head
-attention keeps 32,768. Queries take the same detour through a latent (q_lora_rank), which saves activation memory;
+attention of that size keeps 32,768 (2 x 128 x 128), and these keys and values, materialised, 40,960 (128 x (192 + 128)). Queries take the same detour through a latent (q_lora_rank), which saves activation memory;
 where q_lora_rank is None (V2-Lite) they are projected straight from x.
 
 Released names: q_a_proj and q_b_proj are W^DQ and [W^UQ; W^QR], kv_a_proj_with_mqa is [W^DKV; W^KR], kv_b_proj is
@@ -15,7 +15,7 @@ works on the latent during training (keys and values are materialised).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,6 +37,18 @@ class AttentionScores(NamedTuple):
     weights: Array  # [B, H, S, S] softmax of total
     latent: Array  # [B, S, kv_lora_rank] c_kv after its norm: what a cache keeps, with
     k_rope: Array  # [B, S, d_r] the rotated shared key
+
+
+class LayerCache(Protocol):
+    """What one layer sees of a latent cache (`generation.cache`)."""
+
+    def append(self, c_kv: Array, k_rope: Array) -> None:
+        """Store new tokens: [B, S, r_kv] and [B, S, d_r]."""
+        ...
+
+    def attend(self, q: Array, w: Array, scale: float) -> Array:
+        """Attention of queries [B, S, H, d_n | d_r] over all that is stored; w is kv_b_proj's weight."""
+        ...
 
 
 class MLA(Module):
@@ -61,10 +73,18 @@ class MLA(Module):
         self._cfg = cfg
         self._scale = softmax_scale(cfg.qk_head_dim, cfg.rope_scaling)
 
-    def forward(self, x: Tensor, rotation: Array) -> Tensor:
-        """Attend within each sequence; `rotation` complex [S, d_r/2] turns position s (`ops.rope`)."""
+    def forward(self, x: Tensor, rotation: Array, cache: LayerCache | None = None) -> Tensor:
+        """Attend within each sequence; `rotation` complex [S, d_r/2] turns position s (`ops.rope`).
+
+        With a cache (decoding, no gradients) x holds the new tokens only: they are stored, and attend to all that is
+        stored before them. Without one, keys and values of the whole sequence are materialised.
+        """
         (B, S, _), H = x.shape, self._cfg.num_attention_heads
         q, c_kv, k_rope = self.queries_and_latent(x, rotation)
+        if cache is not None:
+            cache.append(c_kv.data, k_rope.data)
+            o = Tensor(cache.attend(q.data, self.kv_b_proj.weight.data, self._scale))  # [B, S, H, d_v]
+            return self.o_proj(reshape(o, (B, S, -1)))
         kv = reshape(self.kv_b_proj(c_kv), (B, S, H, -1))  # [B, S, H, d_n | d_v]
         o = attention(q, kv, k_rope, self._scale)  # [B, S, H, d_v]
         return self.o_proj(reshape(o, (B, S, -1)))

@@ -22,6 +22,7 @@ from ..autograd import Array, Tensor
 from ..config import ModelConfig
 from ..ops.shape import concat_last
 from .layers import Linear, Recipe, RMSNorm, gemm_of
+from .mla import LayerCache
 from .module import Module
 
 
@@ -54,7 +55,9 @@ class MTPModule(Module):
             else:
                 yield name, child
 
-    def forward(self, h: Tensor, embedded: Tensor, rotation: Array) -> tuple[Tensor, Any]:
+    def forward(
+        self, h: Tensor, embedded: Tensor, rotation: Array, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Any]:
         x = self.eh_proj(concat_last(self.enorm(embedded), self.hnorm(h)))  # [B, S, 2D] -> [B, S, D]
-        x, routing = self.layer(x, rotation)
+        x, routing = self.layer(x, rotation, cache)
         return self.shared_head.norm(x), routing

@@ -12,8 +12,8 @@ fills them, so the real class at the real 671B shapes can be built and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ..ops.rope import rotation_table
 from ..ops.routing import select_experts
 from ..ops.shape import add, positions
 from .layers import MLP, Embedding, Linear, Recipe, RMSNorm, gemm_of
-from .mla import MLA
+from .mla import MLA, LayerCache
 from .module import Module
 from .moe import Dispatcher, MoE, Routing, SelectExperts
 from .mtp import MTPModule
@@ -40,6 +40,19 @@ class Losses(NamedTuple):
     expert_load: Array  # int64 [layers with experts, E] tokens per expert, MTP modules last
 
 
+class Cache(Protocol):
+    """What the model sees of a latent cache (`generation.cache.LatentCache`)."""
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One for each decoder layer (or the one of an MTP module)."""
+        ...
+
+    def positions(self, S: int) -> Array:
+        """Positions of S new tokens, int [S] or [B, S]."""
+        ...
+
+
 class DecoderLayer(Module):
     """One block: x [B, S, D] -> ([B, S, D], Routing or None for a dense layer)."""
 
@@ -50,8 +63,8 @@ class DecoderLayer(Module):
         self._routed = cfg.is_moe_layer(layer)
         self.mlp: Module = MoE(cfg, recipe, **moe) if self._routed else MLP(cfg, cfg.intermediate_size, recipe)
 
-    def forward(self, x: Tensor, rotation: Array) -> tuple[Tensor, Routing | None]:
-        x = add(x, self.self_attn(self.input_layernorm(x), rotation))
+    def forward(self, x: Tensor, rotation: Array, cache: LayerCache | None = None) -> tuple[Tensor, Routing | None]:
+        x = add(x, self.self_attn(self.input_layernorm(x), rotation, cache))
         y = self.mlp(self.post_attention_layernorm(x))
         y, routing = y if self._routed else (y, None)
         return add(x, y), routing
@@ -124,6 +137,34 @@ class Transformer(Module):
         with no_grad():
             return self(tokens).data
 
+    def decode(self, tokens: Array, cache: Cache) -> Array:
+        """Hidden states [B, S, D], after the final norm, of new tokens int [B, S] behind what `cache` holds.
+
+        The caller says afterwards how many of them count (`cache.extend`); the rest was padding or a wrong guess.
+        """
+        tokens = self._checked(tokens)
+        with no_grad():
+            rotation = self._rotation(cache.positions(tokens.shape[1]))
+            x = self.embed_tokens(tokens)
+            for layer, layer_cache in zip(self.layers, cache.layers):
+                x, _ = layer(x, rotation, layer_cache)
+            return self.norm(x).data
+
+    def draft(self, depth: int, h: Array, tokens: Array, cache: Cache) -> Array:
+        """Hidden states [B, S, D] of MTP module `depth` (from 1) behind its own cache, ready for the head.
+
+        `h` [B, S, D] comes from `decode` or from the module before, `tokens` int [B, S] are those `depth` further.
+        """
+        with no_grad():
+            rotation = self._rotation(cache.positions(h.shape[1]))
+            embedded = self.embed_tokens(self._checked(tokens))
+            return self.mtp[depth - 1](Tensor(h), embedded, rotation, cache.layers[0])[0].data
+
+    def head(self, h: Array) -> Array:
+        """Logits [..., V] of hidden states [..., D] that `decode` or `draft` gave."""
+        with no_grad():
+            return self.lm_head(Tensor(h)).data
+
     def mtp_logits(self, tokens: Array) -> list[Array]:
         """Logits of the MTP modules: for depth k = 1..D an array [B, S-k, V].
 
@@ -182,9 +223,11 @@ class Transformer(Module):
 
     def rotation(self, start: int, stop: int) -> Array:
         """RoPE rotation of positions start..stop-1: complex [stop - start, d_r/2]."""
+        return self._rotation(np.arange(start, stop, dtype=np.int64))
+
+    def _rotation(self, at: Array) -> Array:
         cfg = self.config
-        span = np.arange(start, stop, dtype=np.int64)
-        return rotation_table(span, cfg.qk_rope_head_dim, cfg.rope_theta, cfg.rope_scaling, self.norm.weight.dtype)
+        return rotation_table(at, cfg.qk_rope_head_dim, cfg.rope_theta, cfg.rope_scaling, self.norm.weight.dtype)
 
     def _main(self, tokens: Array, recompute: bool = False) -> tuple[Tensor, list[Routing | None]]:
         """Hidden states after the final norm [B, S, D], and each layer's routing."""

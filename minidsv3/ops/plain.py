@@ -63,11 +63,11 @@ class PlainRope(Function):
 
     @staticmethod
     def _turn(x: Array, cos: Array, sin: Array, interleave: bool) -> Array:
-        y, half = x.copy(), cos.shape[1]
+        y, half = x.copy(), cos.shape[-1]
         d_n = x.shape[-1] - 2 * half
         for j in range(half):
             first, second = (d_n + 2 * j, d_n + 2 * j + 1) if interleave else (d_n + j, d_n + j + half)
-            a, b, c, s = x[..., first], x[..., second], cos[None, :, None, j], sin[None, :, None, j]
+            a, b, c, s = x[..., first], x[..., second], cos[..., None, j], sin[..., None, j]
             y[..., first], y[..., second] = a * c - b * s, a * s + b * c
         return y
 

@@ -68,19 +68,22 @@ def rope_frequencies(d_r: int, theta: float, scaling: dict[str, Any] | None = No
 
 
 def rotation_table(positions: Array, d_r: int, theta: float, scaling: dict[str, Any] | None, dtype: Any) -> Array:
-    """Rotation of each position and pair: complex [S, d_r / 2], complex64 for float32 (angles in float64)."""
-    angles = np.outer(np.asarray(positions, dtype=np.float64), rope_frequencies(d_r, theta, scaling))
+    """Rotation of positions [...] and each pair: complex [..., d_r / 2], complex64 for float32 (angles in float64)."""
+    angles = np.asarray(positions, dtype=np.float64)[..., None] * rope_frequencies(d_r, theta, scaling)
     table = rotation_magnitude(scaling) * np.exp(1j * angles)
     return table.astype(np.complex128 if np.dtype(dtype) == np.float64 else np.complex64)
 
 
 class RopeFunction(Function):
-    """Rotate the last d_r channels of every head: x [B, S, H, d] -> [B, S, H, d], rotation complex [S, d_r/2]."""
+    """Rotate the last d_r channels of every head: x [B, S, H, d] -> [B, S, H, d].
+
+    `rotation` is complex [S, d_r/2], or [B, S, d_r/2] where sequences stand at different positions.
+    """
 
     def forward(self, x: Array, *, rotation: Array, interleave: bool = True) -> Array:
-        require_shape("RoPE", "x", x, (None, len(rotation), None, None))
-        if 2 * rotation.shape[1] > x.shape[3]:
-            raise ValueError(f"RoPE: rotation of {2 * rotation.shape[1]} channels exceeds the head's {x.shape[3]}")
+        require_shape("RoPE", "x", x, (None if rotation.ndim == 2 else len(rotation), rotation.shape[-2], None, None))
+        if 2 * rotation.shape[-1] > x.shape[3]:
+            raise ValueError(f"RoPE: rotation of {2 * rotation.shape[-1]} channels exceeds the head's {x.shape[3]}")
         if rotation.real.dtype != x.dtype:
             raise ValueError(f"RoPE: rotation is {rotation.dtype}, x is {x.dtype}: make the table for x's dtype")
         self._rotation, self._interleave = rotation, interleave
@@ -92,17 +95,18 @@ class RopeFunction(Function):
 
 def _rotate(x: Array, rotation: Array, interleave: bool) -> Array:
     B, S, H, d = x.shape
-    d_n, half = d - 2 * rotation.shape[1], rotation.shape[1]
+    d_n, half = d - 2 * rotation.shape[-1], rotation.shape[-1]
     if interleave and d_n % 2 == 0:
         # One complex multiply over whole rows: the inner loop is H*d/2 long instead of d_r/2.
-        row = np.ones((S, H, d // 2), dtype=rotation.dtype)
-        row[:, :, d_n // 2 :] = rotation[:, None]
+        row = np.ones((*rotation.shape[:-1], H, d // 2), dtype=rotation.dtype)
+        row[..., d_n // 2 :] = rotation[..., None, :]
         pairs = np.ascontiguousarray(x).reshape(B, S, H * d).view(rotation.dtype)
-        return (pairs * row.reshape(S, -1)).view(x.dtype).reshape(x.shape)
-    first, second = (
-        (slice(d_n, d, 2), slice(d_n + 1, d, 2)) if interleave else (slice(d_n, d_n + half), slice(d_n + half, d))
-    )
-    cos, sin = rotation.real[:, None], rotation.imag[:, None]  # [S, 1, d_r/2]
+        return (pairs * row.reshape(*rotation.shape[:-1], -1)).view(x.dtype).reshape(x.shape)
+    if interleave:
+        first, second = slice(d_n, d, 2), slice(d_n + 1, d, 2)
+    else:
+        first, second = slice(d_n, d_n + half), slice(d_n + half, d)
+    cos, sin = rotation.real[..., None, :], rotation.imag[..., None, :]  # [.., S, 1, d_r/2]
     y = x.copy()
     y[..., first] = x[..., first] * cos - x[..., second] * sin
     y[..., second] = x[..., second] * cos + x[..., first] * sin

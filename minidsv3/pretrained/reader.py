@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from ..config import ModelConfig
 from ..model.transformer import Transformer
 
+FLOATS = ("F64", "F32", "F16", "BF16")  # FP8 has scales beside it: it has to be converted, not read
+
 
 def load_pretrained(path: str | Path, dtype: Any = np.float32) -> Transformer:
     """The model stored in directory `path`.
@@ -50,9 +52,8 @@ def fill_from(path: Path, model: Transformer) -> None:
             target = wanted.get(name, copies.get(name))
             if target is None:
                 raise ValueError(f"{file}: unexpected tensor {name!r}: config.json describes a model without it")
-            if tensor.shape != target.shape or tensor.dtype.kind != "f":
-                got = f"{tensor.dtype} {tensor.shape}"
-                raise ValueError(f"{file}: tensor {name!r} is {got}, config.json needs a float {target.shape}")
+            if tensor.shape != target.shape:
+                raise ValueError(f"{file}: tensor {name!r} is {tensor.shape}, config.json needs {target.shape}")
             if name in wanted:
                 target[...] = tensor
                 missing.discard(name)
@@ -65,6 +66,9 @@ def read_tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safe_open(file, framework="np") as stored:
             for name in stored.keys():  # noqa: SIM118  (not a dict)
+                dtype = stored.get_slice(name).get_dtype()
+                if dtype not in FLOATS:
+                    raise ValueError(f"{file}: tensor {name!r} is {dtype}, not one of {', '.join(FLOATS)}")
                 yield name, stored.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or cut short: {error}") from None

@@ -41,7 +41,7 @@ def load_checkpoint(path: Path, model: Transformer, optimizer: AdamW) -> dict[st
     Raises ValueError, naming the file and the way out, if anything is missing, cut short or of another shape.
     """
     try:
-        state = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
+        state = _read_state(path / "trainer.json")
         fill_from(path, model)
         missing = dict(optimizer.named_moments(model))
         for name, tensor in read_tensors(path / "optimizer.safetensors"):
@@ -53,6 +53,16 @@ def load_checkpoint(path: Path, model: Transformer, optimizer: AdamW) -> dict[st
             raise ValueError(f"{path / 'optimizer.safetensors'}: {min(missing)!r} is missing")
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}; delete {path} to go on from the checkpoint before it") from None
+    return state
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{file} is damaged or cut short: {error}") from None
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise ValueError(f"{file} names no step")
     return state
 
 

@@ -5,8 +5,8 @@ alternative text on the axes (``plots.description(ax)`` reads it). `run_figures`
 a notebook calls the single ones with axes of its own, best inside ``with plots.style():``. Every function raises
 ValueError where there is no step to draw.
 
-What a healthy run of a small model shows: the loss falls fast for a hundred steps and slowly after; the MTP loss stays
-above the main loss, as it predicts one token farther; the routing biases open like a fan in the first hundreds of
+What a healthy run of a small model shows: the loss falls fast for a hundred steps and slowly after; the MTP loss runs
+close to the main loss (it predicts one token farther, but sees one token more); the routing biases open like a fan in the first hundreds of
 steps and then run level; MaxVio falls while they do (section 2.1.2 of the report). With ``bias_update_speed`` 0 the
 biases stay at 0, and one or two experts take most of the tokens.
 """

@@ -91,7 +91,7 @@ class Trainer:
         flat = FlatParameters(self.model)
         self.optimizer = AdamW(flat, train_config)
         self._gradients = [flat.new_gradient() for _ in range(train_config.shards)]
-        self.step = self._restore(resume)
+        self.step = self._saved = self._restore(resume)  # `_saved`: step of the newest checkpoint, 0 for none
         self._describe(preset)  # from here on the folder is ours: whatever was wrong with the call has been said
 
     def run(self) -> bool:
@@ -139,7 +139,7 @@ class Trainer:
                     self._on_evaluation(self, self.step, line["val_bits_per_byte"])
                 if self._is_due(cfg.checkpoint_every):
                     self._save()
-            if self._stop and self.step > 0 and not self._is_due(cfg.checkpoint_every):
+            if self._stop and self.step != self._saved:
                 self._save()
 
     def evaluate(self, run: Run = map) -> float:
@@ -188,6 +188,7 @@ class Trainer:
         state = {"tokens": position * self.train.seq_len, "position": position, "seed": self.train.seed}
         save_checkpoint(folder, self.step, self.model, self.optimizer, state)
         prune(folder, self.train.keep)
+        self._saved = self.step
 
     def _restore(self, resume: bool) -> int:
         found = checkpoints(self.out / "checkpoints") if resume else []
