@@ -214,6 +214,9 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Any, **constants: Any) -> Any:
         """Run the op. The one choke point: replacement, recording and observation all happen here."""
+        if not _engine.recording and not _engine.observers:  # decoding: nothing to remember, nobody to tell
+            result = _replacement(cls)().forward(*(x.data if isinstance(x, Tensor) else x for x in inputs), **constants)
+            return tuple(map(Tensor, result)) if isinstance(result, tuple) else Tensor(result)
         tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs)
         op = _replacement(cls)()
         op._needs = tuple(_engine.recording and t.requires_grad for t in tensors)
@@ -439,11 +442,17 @@ def trace() -> Iterator[list[OpRecord]]:
         yield records
 
 
-def notify_module(module: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-    """Tell observers that a module's forward is done (they see phase 'module', the module in place of the op)."""
-    if _engine.observers:
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        _notify(OpEvent("module", module, _tensors(inputs), _tensors(outputs), 0.0))
+def call_module(module: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``module.forward(...)`` under the module's name; observers see phase 'module', the module in place of the op."""
+    _engine.scope.append(name)
+    try:
+        outputs = module.forward(*args, **kwargs)
+        if _engine.observers:
+            results = outputs if isinstance(outputs, tuple) else (outputs,)
+            _notify(OpEvent("module", module, _tensors(args), _tensors(results), 0.0))
+        return outputs
+    finally:
+        _engine.scope.pop()
 
 
 def _tensors(values: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -3,7 +3,8 @@
 Keys and values of all heads are made from one small latent per token, ``c_kv = W^DKV x`` (kv_lora_rank numbers), and
 position enters through a separate key part, ``k_rope = RoPE(W^KR x)``, made from x itself and shared by all heads.
 These two are all that a cache has to keep: 512 + 64 numbers a token and layer in DeepSeek-V3, where plain multi-head
-attention of that size keeps 32,768 (2 x 128 x 128), and these keys and values, materialised, 40,960 (128 x (192 + 128)). Queries take the same detour through a latent (q_lora_rank), which saves activation memory;
+attention of that size keeps 32,768 (2 x 128 x 128) and these keys and values, materialised, are 40,960 (128 x (192 +
+128)). Queries take the same detour through a latent (q_lora_rank), which saves activation memory;
 where q_lora_rank is None (V2-Lite) they are projected straight from x.
 
 Released names: q_a_proj and q_b_proj are W^DQ and [W^UQ; W^QR], kv_a_proj_with_mqa is [W^DKV; W^KR], kv_b_proj is

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Array, Parameter, Tensor, notify_module, scope
+from ..autograd import Array, Parameter, Tensor, call_module
 
 
 class Module:
@@ -25,10 +25,7 @@ class Module:
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with scope(self.name or type(self).__name__):
-            outputs = self.forward(*args, **kwargs)
-            notify_module(self, args, outputs)
-        return outputs
+        return call_module(self, self.name or type(self).__name__, args, kwargs)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """Direct submodules; the items of a list are named by their index."""

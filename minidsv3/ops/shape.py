@@ -13,9 +13,15 @@ from ..autograd import Array, Function, Tensor
 
 def require_shape(op: str, argument: str, array: Array, expected: tuple[int | None, ...]) -> None:
     """ValueError naming op, argument, got and expected, unless the shapes agree (None matches any size)."""
-    if len(array.shape) != len(expected) or any(e not in (None, s) for s, e in zip(array.shape, expected)):
-        wanted = ", ".join("any" if e is None else str(e) for e in expected)
-        raise ValueError(f"{op}: {argument} has shape {array.shape}, expected ({wanted})")
+    shape = array.shape
+    if len(shape) == len(expected):
+        for got, wanted in zip(shape, expected):
+            if wanted is not None and got != wanted:
+                break
+        else:
+            return
+    sizes = ", ".join("any" if e is None else str(e) for e in expected)
+    raise ValueError(f"{op}: {argument} has shape {shape}, expected ({sizes})")
 
 
 class ReshapeFunction(Function):

@@ -6,9 +6,9 @@ a notebook calls the single ones with axes of its own, best inside ``with plots.
 ValueError where there is no step to draw.
 
 What a healthy run of a small model shows: the loss falls fast for a hundred steps and slowly after; the MTP loss runs
-close to the main loss (it predicts one token farther, but sees one token more); the routing biases open like a fan in the first hundreds of
-steps and then run level; MaxVio falls while they do (section 2.1.2 of the report). With ``bias_update_speed`` 0 the
-biases stay at 0, and one or two experts take most of the tokens.
+close to the main loss (it predicts one token farther, but sees one token more); the routing biases open like a fan in
+the first hundreds of steps and then run level; MaxVio falls while they do (section 2.1.2 of the report). With
+``bias_update_speed`` 0 the biases stay at 0, and one or two experts take most of the tokens.
 """
 
 from __future__ import annotations
