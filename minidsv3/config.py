@@ -206,8 +206,8 @@ class ModelConfig:
         }
 
     def to_json(self, path: str | Path) -> None:
-        """Write a released-style ``config.json``."""
-        write_json(path, self.to_dict())
+        """Write a released-style ``config.json`` (keys sorted, as released)."""
+        write_json(path, dict(sorted(self.to_dict().items())))
 
 
 @dataclass(frozen=True)

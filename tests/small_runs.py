@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,9 +83,14 @@ def command_line(text: Path, out: Path, *more: str, **changes) -> list[str]:
     ]
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """Variables for a process of its own; matplotlib's font list is opened without an encoding, which is not ours."""
+    return {**os.environ, "PYTHONWARNINGS": "ignore::EncodingWarning:matplotlib.font_manager", **changes}
+
+
 def python(*arguments: str, **options) -> subprocess.CompletedProcess:
     """Run this interpreter; text in UTF-8, never raises."""
-    options = {"capture_output": True, "encoding": "utf-8", "timeout": 120, **options}
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 120, "env": environment(), **options}
     return subprocess.run([sys.executable, *arguments], **options)
 
 

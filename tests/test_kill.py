@@ -1,6 +1,5 @@
 """SIGKILL at any moment, then resume: the same bytes as a run that nobody disturbed."""
 
-import os
 import random
 import signal
 import subprocess
@@ -9,14 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import digests, lines, model_config, python, train_config, write_text
+from small_runs import digests, environment, lines, model_config, python, train_config, write_text
 
 from minidsv3.train import trainer as module
 from minidsv3.train.checkpoint import checkpoints
 from minidsv3.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # for small_runs
+ENV = environment(PYTHONPATH=str(Path(__file__).parent))  # for small_runs
 CHANGES = dict(steps=40, checkpoint_every=3, moments_dtype="bfloat16")
 
 # Arguments: text, run folder, and where to die: a function's name and which call of it.

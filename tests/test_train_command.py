@@ -1,14 +1,13 @@
 """``train``, ``eval`` and ``generate`` from the command line: results, exit statuses, one-line errors."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from small_runs import command_line, digests, lines, python, write_text
+from small_runs import command_line, digests, environment, lines, python, write_text
 
 from minidsv3.commands import main, train
 from minidsv3.generation.load import load_run
@@ -175,7 +174,9 @@ def test_train_ctrl_c_is_130_and_resumes_to_the_same_bytes(run, text, tmp_path):
 def test_train_ctrl_c_from_outside_is_130(text, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "minidsv3", *command_line(text, out, steps=100_000)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment()
+    )
     try:
         while not (out / "checkpoints" / "step_00000004").exists():
             assert process.poll() is None
@@ -244,7 +245,7 @@ def test_generate_without_a_prompt_begins_a_document(run, capsys):
 def test_generate_onto_a_narrow_console(run):
     """An untrained model writes bytes that are no text: they are shown as '?', not as an error."""
     arguments = ("-m", "minidsv3", "generate", str(run), "--temperature", "5", "--top-p", "1")
-    done = python(*arguments, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    done = python(*arguments, env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0"))
     assert (done.returncode, done.stderr) == (0, "") and "?" in done.stdout
 
 

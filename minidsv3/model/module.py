@@ -64,13 +64,17 @@ class Module:
             for name in module.buffer_names:
                 yield f"{prefix}.{name}" if prefix else name, getattr(module, name)
 
+    def allocate(self, dtype: Any = np.float32) -> None:
+        """Spend the memory: all weights zero, to be filled from a checkpoint."""
+        for parameter in self.parameters():
+            parameter.allocate(dtype)
+
     def init_weights(self, rng: np.random.Generator, dtype: Any = np.float32, *, std: float = 0.02) -> None:
         """Draw all weights from N(0, std); norm weights (the only vectors) are one, buffers zero.
 
         Numbers are drawn in float32 in the order of `named_parameters`, so a float64 model has the same weights.
         """
-        for parameter in self.parameters():
-            parameter.allocate(dtype)
+        self.allocate(dtype)
         for _, parameter in self.named_parameters():
             if len(parameter.shape) == 1:
                 parameter.data[...] = 1

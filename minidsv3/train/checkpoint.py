@@ -15,12 +15,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..config import write_json
 from ..model.transformer import Transformer
-from ..pretrained.reader import fill_from, read_tensors
-from ..pretrained.writer import remove_tree, whole_directory, write_model, write_tensors
+from ..pretrained.reader import StoredModel, read_tensors
+from ..pretrained.tensors import planned, write_tensors
+from ..pretrained.writer import remove_tree, whole_directory, write_model
 from .optim import AdamW
 
 
@@ -29,8 +28,7 @@ def save_checkpoint(folder: Path, step: int, model: Transformer, optimizer: Adam
     path = folder / f"step_{step:08d}"
     with whole_directory(path) as temporary:
         write_model(model, temporary)
-        moments = {name: np.ascontiguousarray(moment) for name, moment in optimizer.named_moments(model)}
-        write_tensors(moments, temporary / "optimizer.safetensors")
+        write_tensors(planned(dict(optimizer.named_moments(model))), temporary / "optimizer.safetensors")
         write_json(temporary / "trainer.json", {"step": step, **state})
     return path
 
@@ -42,7 +40,9 @@ def load_checkpoint(path: Path, model: Transformer, optimizer: AdamW) -> dict[st
     """
     try:
         state = _read_state(path / "trainer.json")
-        fill_from(path, model)
+        stored = StoredModel(path)
+        stored.check(model)
+        stored.fill(model)
         missing = dict(optimizer.named_moments(model))
         for name, tensor in read_tensors(path / "optimizer.safetensors"):
             target = missing.pop(name, None)
