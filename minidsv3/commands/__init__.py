@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": "bits per byte of a run folder on its validation text",
     "generate": "continue a prompt with a trained model",
     "compare": "several run folders beside each other, with the seed spread",
+    "convert": "a released-format directory into bf16, fp8 or fp32",
     "data": "list and build the text corpora",
 }
 

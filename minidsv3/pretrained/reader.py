@@ -119,7 +119,7 @@ class StoredModel:
                 raise ValueError(f"{file.path}: unexpected tensor {name!r}: config.json describes a model without it")
             if shape is not None and file.shape(name) != shape:
                 raise ValueError(f"{file.path}: tensor {name!r} is {file.shape(name)}, config.json needs {shape}")
-            self._check_scales(name, file)
+            self.check_scales(name)
         missing = wanted.keys() - self._file.keys()
         if missing:
             raise ValueError(f"{self.path}: {len(missing)} tensors are missing, first {min(missing)!r}")
@@ -136,7 +136,9 @@ class StoredModel:
         for name, buffer in model.named_buffers():
             buffer[...] = self.values(name)
 
-    def _check_scales(self, name: str, file: TensorFile) -> None:
+    def check_scales(self, name: str) -> None:
+        """ValueError unless a tensor has the scales that its dtype asks for."""
+        file = self._file[name]
         if file.dtype(name) == UE8M0 or (file.dtype(name).itemsize == 1 and file.dtype(name) != E4M3):
             raise ValueError(f"{file.path}: tensor {name!r} is {file.dtype(name)}: only E4M3 weights have scales")
         scales = self._file.get(name + SCALE)
