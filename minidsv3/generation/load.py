@@ -1,4 +1,4 @@
-"""The model of a run folder: its final directory, or its newest checkpoint while it is still training."""
+"""The model of a run folder, or of a released-format directory, with what is needed to talk to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import TrainConfig
+from ..data import ByteTokenizer, Tokenizer, load_tokenizer
 from ..model.transformer import Transformer
 from ..pretrained.reader import load_pretrained
 
@@ -19,8 +20,16 @@ class LoadedRun(NamedTuple):
     step: int
 
 
+class Speaker(NamedTuple):
+    """A model, its tokenizer, and the longest context it was trained for."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    context: int
+
+
 def load_run(folder: Path) -> LoadedRun:
-    """Read a run folder's model.
+    """Read a run folder's model: its final directory, or its newest checkpoint while it is still training.
 
     Raises ValueError if `folder` is no run folder or has no checkpoint yet.
     """
@@ -38,3 +47,21 @@ def load_run(folder: Path) -> LoadedRun:
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     return LoadedRun(load_pretrained(found[-1]), train, int(found[-1].name[5:]))
+
+
+def load_speaker(folder: Path) -> Speaker:
+    """A run folder (byte tokenizer, context of its training) or a released directory (its tokenizer.json).
+
+    Raises ValueError if `folder` is neither, or a released directory has no tokenizer that fits.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is neither a run folder nor a model directory: it has no config.json")
+    if (folder / "train.json").is_file():
+        run = load_run(folder)
+        return Speaker(run.model, ByteTokenizer(), run.train.seq_len)
+    model, tokenizer = load_pretrained(folder), ByteTokenizer()
+    if (folder / "tokenizer.json").is_file():
+        return Speaker(model, load_tokenizer(folder / "tokenizer.json"), model.config.max_position_embeddings)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise ValueError(f"{folder} has no tokenizer.json, and its {model.config.vocab_size} tokens are not bytes")
+    return Speaker(model, tokenizer, model.config.max_position_embeddings)
