@@ -215,7 +215,8 @@ class Function:
     def apply(cls, *inputs: Any, **constants: Any) -> Any:
         """Run the op. The one choke point: replacement, recording and observation all happen here."""
         if not _engine.recording and not _engine.observers:  # decoding: nothing to remember, nobody to tell
-            result = _replacement(cls)().forward(*(x.data if isinstance(x, Tensor) else x for x in inputs), **constants)
+            op = (_replacement(cls) if _engine.replacements else cls)()
+            result = op.forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **constants)
             return tuple(map(Tensor, result)) if isinstance(result, tuple) else Tensor(result)
         tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs)
         op = _replacement(cls)()

@@ -9,6 +9,7 @@ The weight gradient is returned as a thunk: the engine runs it at once, or later
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ class EmbeddingFunction(Function):
 
 def _ranges(rows_per_expert: Array) -> list[tuple[int, int, int]]:
     """(expert, first row, end row) of every expert that has rows."""
-    stops = np.cumsum(rows_per_expert).tolist()
+    stops = list(accumulate(rows_per_expert.tolist()))
     return [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops)) if b > a]
 
 

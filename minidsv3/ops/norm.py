@@ -18,8 +18,8 @@ class RMSNormFunction(Function):
     def forward(self, x: Array, w: Array, *, eps: float) -> Array:
         require_shape("RMSNorm", "weight", w, (x.shape[-1],))
         r = np.vecdot(x, x)[..., None]  # [..., 1] sum of squares
-        r /= x.shape[-1]
-        r += x.dtype.type(eps)
+        r *= 1 / x.shape[-1]
+        r += eps
         np.sqrt(r, out=r)
         np.reciprocal(r, out=r)
         self.save(x, w, r)

@@ -92,7 +92,8 @@ class GateWeightFunction(Function):
     def forward(self, scores: Array, *, topk_idx: Array, normalize: bool, scale: float) -> Array:
         require_shape("GateWeight", "topk_idx", topk_idx, (len(scores), None))
         self._scale, self._shape = scores.dtype.type(scale), scores.shape
-        weights = np.take_along_axis(scores, topk_idx, axis=1)  # [T, K]
+        rows = np.arange(len(scores), dtype=np.int64)[:, None]
+        weights = scores[rows, topk_idx]  # [T, K]
         self._normalize = normalize and topk_idx.shape[1] > 1
         if self._normalize:
             total = weights.sum(axis=1, keepdims=True) + scores.dtype.type(1e-20)
@@ -109,7 +110,7 @@ class GateWeightFunction(Function):
             weights, total = rest
             dweights = (dweights - np.vecdot(dweights, weights)[:, None]) / total
         dscores = np.zeros(self._shape, dtype=dweights.dtype)
-        np.put_along_axis(dscores, topk_idx, dweights, axis=1)
+        dscores[np.arange(len(dscores), dtype=np.int64)[:, None], topk_idx] = dweights
         return dscores
 
 

@@ -6,6 +6,8 @@ the gradient of a split is a concatenation, of a slice a zero-padded copy, of a 
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 
 from ..autograd import Array, Function, Tensor
@@ -40,7 +42,7 @@ class SplitFunction(Function):
 
     def forward(self, x: Array, *, sizes: tuple[int, ...]) -> tuple[Array, ...]:
         require_shape("Split", "x", x, (*x.shape[:-1], sum(sizes)))
-        stops = np.cumsum(sizes).tolist()
+        stops = accumulate(sizes)
         return tuple(x[..., stop - size : stop] for size, stop in zip(sizes, stops))
 
     def backward(self, *dys: Array) -> Array:
@@ -53,7 +55,7 @@ class ConcatFunction(Function):
     def forward(self, *xs: Array) -> Array:
         for x in xs[1:]:
             require_shape("Concat", "input", x, (*xs[0].shape[:-1], None))
-        self._stops = np.cumsum([x.shape[-1] for x in xs]).tolist()
+        self._stops = list(accumulate(x.shape[-1] for x in xs))
         return np.concatenate(xs, axis=-1)
 
     def backward(self, dy: Array) -> tuple[Array, ...]:
