@@ -28,7 +28,7 @@ from ..train.runs import read_run
 from ..train.step import cut, train_step
 from ..train.trainer import Trainer
 
-MOST_STEPS = 2000
+MOST_STEPS = 4000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
     _first_figure(out.with_name(out.name + "-first-figure.png"), args.seed)
     print("\n2. The corpus.")
     data = _corpus()
-    model, train = ModelConfig.preset("tiny"), TrainConfig.preset("tiny")
+    # Half the preset's batch: in three minutes more, smaller steps learn more than fewer, larger ones.
+    model, train = replace_settings(
+        ModelConfig.preset("tiny"), TrainConfig.preset("tiny"), {"batch_size": 8, "learning_rate": 2e-3}
+    )
     keep_freed_memory()
     steps = _steps_that_fit(model, train, args.seconds)
     print(f"\n3. Training tiny (MLA, 8 experts, MTP) for {steps} steps on {data}; Ctrl-C saves and stops.")
