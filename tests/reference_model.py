@@ -56,7 +56,8 @@ class Reference:
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         weight, length = self.w[f"{name}.weight"], len(x)
         mean_square = sum(v * v for v in x) / length
-        return np.array([weight[i] * x[i] / (mean_square + self.cfg.rms_norm_eps) ** 0.5 for i in range(length)])
+        eps = 1e-6 if name.endswith("_a_layernorm") else self.cfg.rms_norm_eps  # as in the released modelling code
+        return np.array([weight[i] * x[i] / (mean_square + eps) ** 0.5 for i in range(length)])
 
     def project(self, name: str, x: np.ndarray) -> np.ndarray:
         return np.array([float(np.dot(row, x)) for row in self.w[f"{name}.weight"]])

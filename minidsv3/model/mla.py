@@ -28,6 +28,8 @@ from ..ops.shape import reshape, split_last
 from .layers import Linear, Recipe, RMSNorm, gemm_of
 from .module import Module, as_tensor
 
+LATENT_EPS = 1e-6  # the released code leaves the latents' norms at this, whatever rms_norm_eps says
+
 
 class AttentionScores(NamedTuple):
     """What `MLA.explain` returns; scores are already scaled, and masked entries are -inf in `total`."""
@@ -65,10 +67,10 @@ class MLA(Module):
             self.q_proj = project("q_proj", D, H * cfg.qk_head_dim)
         else:
             self.q_a_proj = project("q_a_proj", D, r_q)
-            self.q_a_layernorm = RMSNorm(r_q, cfg.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(r_q, LATENT_EPS)
             self.q_b_proj = project("q_b_proj", r_q, H * cfg.qk_head_dim)
         self.kv_a_proj_with_mqa = project("kv_a_proj_with_mqa", D, r_kv + cfg.qk_rope_head_dim)
-        self.kv_a_layernorm = RMSNorm(r_kv, cfg.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(r_kv, LATENT_EPS)
         self.kv_b_proj = project("kv_b_proj", r_kv, H * (cfg.qk_nope_head_dim + cfg.v_head_dim))
         self.o_proj = project("o_proj", H * cfg.v_head_dim, D)
         self._cfg = cfg

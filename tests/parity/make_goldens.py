@@ -1,6 +1,6 @@
 """Make tests/golden/transformers_*.npz: tiny DeepSeek models of the transformers library and what they compute.
 
-    python tests/parity/make_goldens.py        # needs torch and transformers, not minidsv3
+    python tests/parity/make_goldens.py [CASE ...]   # needs torch and transformers, not minidsv3
 
 Each file holds the config.json and the weights as transformers saves them (released names; every weight is a float16
 number, so a small file holds it exactly), tokens, and in float32: logits, loss, some gradients, greedy tokens. The
@@ -44,7 +44,7 @@ CASES = {
     "v3_unnormalised": dict(norm_topk_prob=False),
     "v3_shared_experts": dict(n_shared_experts=3),
     "v3_tied": dict(tie_word_embeddings=True),
-    "v3_one_expert": dict(num_experts_per_tok=1, topk_group=1),
+    "v3_one_expert": dict(num_experts_per_tok=1, topk_group=1, norm_topk_prob=False),
     "v3_eps": dict(rms_norm_eps=1e-2),
     "v2_greedy": {**V2, "topk_method": "greedy", "q_lora_rank": None, "n_group": 1, "topk_group": 1},
     "v2_group_limited": {**V2, "topk_method": "group_limited_greedy", "n_shared_experts": 2},
@@ -160,6 +160,8 @@ def main():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     GOLDEN.mkdir(exist_ok=True)
     for name, changes in CASES.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         file = GOLDEN / f"transformers_{name}.npz"
         np.savez_compressed(file, **golden(**changes))
         print(f"{file.name}: {file.stat().st_size:,} bytes")
