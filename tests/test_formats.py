@@ -91,6 +91,13 @@ def test_to_e4m3_rounds_to_nearest():
     assert to_e4m3(x).view(np.uint8).tolist() == [nearest_e4m3(Fraction(float(v))) for v in x]
 
 
+def test_to_bf16_rounds_float64_once():
+    """1 + 2^-8 is a tie; a little above it, which float32 would not see, goes up."""
+    x = np.array([1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-40, 1 + 3 * 2.0**-8 - 2.0**-40, -1 - 2.0**-8 - 2.0**-40, np.nan])
+    assert from_bf16(to_bf16(x))[:4].tolist() == [1, 1 + 2.0**-7, 1 + 2.0**-7, -1 - 2.0**-7]
+    assert np.isnan(from_bf16(to_bf16(x))[4])
+
+
 @pytest.mark.parametrize("x", [448, 449, 464, 465, 1e6, 3e38, np.inf])
 def test_to_e4m3_saturates_at_448(x):
     assert to_e4m3(np.array([x, -x], dtype=np.float32)).astype(np.float32).tolist() == [448, -448]

@@ -21,7 +21,7 @@ E4M3_MAX = 448.0
 
 def to_bf16(x: np.ndarray) -> np.ndarray:
     """Round float32 or float64 to bfloat16, nearest even; overflow gives infinity, NaN stays NaN."""
-    return x.astype(BF16)
+    return _rounded_once(x).astype(BF16)
 
 
 def from_bf16(x: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def from_bf16(x: np.ndarray) -> np.ndarray:
 
 def to_e4m3(x: np.ndarray) -> np.ndarray:
     """Round to float8_e4m3fn, nearest even, saturating at 448 (infinity too); NaN stays NaN."""
-    return np.clip(x, -E4M3_MAX, E4M3_MAX).astype(E4M3)
+    return _rounded_once(np.clip(x, -E4M3_MAX, E4M3_MAX)).astype(E4M3)
 
 
 def ceil_power_of_two(x: np.ndarray) -> np.ndarray:
@@ -39,3 +39,15 @@ def ceil_power_of_two(x: np.ndarray) -> np.ndarray:
     mantissa, exponent = np.frexp(x)  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
     exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
     return np.ldexp(np.float32(1), np.clip(exponent, -127, 127)).astype(np.float32)
+
+
+def _rounded_once(x: np.ndarray) -> np.ndarray:
+    """`x`, or for float64 a float32 array that rounds further as `x` would: inexact numbers go to the odd neighbour.
+
+    ml_dtypes rounds a float64 to float32 first, and what lands on a tie there was none before.
+    """
+    if x.dtype != np.float64:
+        return x
+    single = x.astype(np.float32)
+    odd = (single == x) | np.isnan(x) | (single.view(np.uint32) & 1 == 1)
+    return np.where(odd, single, np.nextafter(single, np.where(x > single, np.inf, -np.inf).astype(np.float32)))

@@ -117,12 +117,9 @@ def run(folder: Path, tokens: int) -> None:
         out[token] += routing.topk_weight.data[token, slot][:, None] * _expert(shards, f"mlp.experts.{e}.", y[token])
     result = x[0] + out
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(
-        f"{tokens} tokens, {len(used)} of {cfg.n_routed_experts} experts read, {shards.bytes_read / 1e9:.2f} GB of shards"
-    )
-    print(
-        f"{time.perf_counter() - start:.1f} s, peak memory {peak / 1e9:.2f} GB, output rms {np.sqrt((result**2).mean()):.3f}"
-    )
+    rms, read = np.sqrt((result**2).mean()), shards.bytes_read / 1e9
+    print(f"{tokens} tokens, {len(used)} of {cfg.n_routed_experts} experts read, {read:.2f} GB of shards")
+    print(f"{time.perf_counter() - start:.1f} s, peak memory {peak / 1e9:.2f} GB, output rms {rms:.3f}")
 
 
 def _expert(shards: Shards, prefix: str, rows: np.ndarray) -> np.ndarray:
