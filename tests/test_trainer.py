@@ -402,3 +402,16 @@ def test_trainer_tiny_peaks_below_400_mb(text, tmp_path):
     done = python("-c", PEAK, text, str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 400
+
+
+def test_trainer_init_from_takes_over_the_weights(whole, text, tmp_path):
+    longer = trainer(tmp_path / "second", text, init_from=str(whole))
+    stored = dict(load_pretrained(whole / "final").named_parameters())
+    for name, parameter in longer.model.named_parameters():
+        np.testing.assert_array_equal(parameter.data, stored[name].data)
+
+
+def test_trainer_init_from_another_shape_is_refused(whole, text, tmp_path):
+    other = model_config(moe_intermediate_size=6)
+    with pytest.raises(ValueError, match=r"experts.*config\.json needs"):
+        trainer(tmp_path / "second", text, model=other, init_from=str(whole))

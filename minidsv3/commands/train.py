@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="total number of steps, also with --resume")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--workers", type=int, help="threads; never changes the result (default: cores, shards)")
+    parser.add_argument("--init-from", metavar="DIR", help="start with the weights of a run or a model directory")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
     parser.add_argument("--plain", action="store_true", help="run the textbook form of every op (slow)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 after Ctrl-C."""
     settings = parse_settings(args.settings)
-    settings |= {k: v for k in ("data", "steps", "seed", "workers") if (v := getattr(args, k)) is not None}
+    settings |= {k: v for k in ("data", "steps", "seed", "workers", "init_from") if (v := getattr(args, k)) is not None}
     model, train = replace_settings(ModelConfig.preset(args.preset), TrainConfig.preset(args.preset), settings)
     trainer = Trainer(
         model, train, args.out, preset=args.preset, resume=args.resume,

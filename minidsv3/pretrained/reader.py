@@ -51,6 +51,7 @@ def load_pretrained(path: str | Path, dtype: Any = np.float32, mtp: bool = True)
     config = stored.config
     if not mtp or not any(stored.is_mtp(name) for name in stored.names):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
+    stored.check_size(config)
     model = Transformer(config)
     stored.check(model)
     model.allocate(dtype)
@@ -84,7 +85,7 @@ class StoredModel:
 
     def is_mtp(self, name: str) -> bool:
         """Whether a tensor belongs to a layer behind the last."""
-        match = re.match(r"model\.layers\.(\d+)\.", name)
+        match = re.match(r"model\.layers\.(\d{1,9})\.", name)
         return match is not None and int(match[1]) >= self.config.num_hidden_layers
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -102,6 +103,14 @@ class StoredModel:
         """A tensor's values: as stored, or dequantised to float32 if it is FP8."""
         array, scales = self.stored(name)
         return array if scales is None else dequantize(array, scales)
+
+    def check_size(self, config: ModelConfig) -> None:
+        """ValueError if a config needs more tensors than there are: found before a huge model is built to compare."""
+        layers = config.num_hidden_layers + config.num_nextn_predict_layers
+        needed = layers + 3 * config.n_routed_experts * config.num_moe_layers
+        if needed > len(self._file):
+            message = f"config.json describes a model of more than {needed} tensors, the files hold {len(self._file)}"
+            raise ValueError(f"{self.path}: tensors are missing: {message}")
 
     def check(self, model: Transformer) -> None:
         """ValueError unless the files hold what `model` needs, and nothing else."""
@@ -148,6 +157,9 @@ class StoredModel:
             return
         if scales is None:
             raise ValueError(f"{file.path}: FP8 tensor {name!r} has no {name + SCALE!r}")
+        kind = scales.dtype(name + SCALE)
+        if kind.itemsize == 1 and kind != UE8M0:
+            raise ValueError(f"{scales.path}: {name + SCALE!r} is {kind}, not a kind of scale")
         needed = scale_shape(file.shape(name)) if len(file.shape(name)) == 2 else None
         if scales.shape(name + SCALE) != needed:
             got = scales.shape(name + SCALE)
@@ -176,10 +188,10 @@ def _weight_files(path: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"{index} is no index of tensors: {error!r}") from None
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
+            if not isinstance(name, str) or not name or Path(name).name != name:
                 raise ValueError(f"{index} is no index of tensors: {name!r} is not the name of a file beside it")
         return [path / name for name in names]
     if (path / "model.safetensors").is_file():

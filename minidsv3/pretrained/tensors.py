@@ -31,6 +31,7 @@ DTYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E8M0": UE8M0,
 }
+MAX_AXES = 32  # what NumPy can hold, and 30 more than any weight has
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -43,13 +44,15 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not path.is_file():  # nor a folder, nor a pipe that would never end
+                raise FileNotFoundError("no such file")
             with safe_open(path, framework="np"):  # all checks of the header happen here
                 pass
             with path.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
                 header = json.loads(stream.read(length))
-        except FileNotFoundError:
-            raise ValueError(f"{path} is missing") from None
+        except OSError as error:
+            raise ValueError(f"{path} is missing or can't be read: {error.strerror or error}") from None
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is damaged or cut short: {error}") from None
         header.pop("__metadata__", None)
@@ -58,6 +61,8 @@ class TensorFile:
         for name, entry in header.items():
             if entry["dtype"] not in DTYPES:
                 raise ValueError(f"{path}: tensor {name!r} is {entry['dtype']}, not one of {', '.join(DTYPES)}")
+            if len(entry["shape"]) > MAX_AXES:
+                raise ValueError(f"{path}: tensor {name!r} has {len(entry['shape'])} axes, at most {MAX_AXES} are read")
         self._map = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size > self._start else None
 
     @property

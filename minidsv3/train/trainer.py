@@ -32,6 +32,7 @@ from ..autograd import Parameter, no_grad, observing, trace
 from ..config import ModelConfig, TrainConfig, write_json
 from ..data import ByteTokenizer, Loader, load_corpus, split_documents, validation_windows
 from ..model.transformer import Transformer
+from ..pretrained.reader import StoredModel
 from ..pretrained.writer import save_pretrained
 from .balance import max_vio
 from .checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
@@ -88,6 +89,8 @@ class Trainer:
         self._load_data()
         self.model = Transformer(model_config)
         self.model.init_weights(np.random.default_rng(np.random.SeedSequence(train_config.seed, spawn_key=(0,))))
+        if train_config.init_from is not None:
+            self._start_from(Path(train_config.init_from))
         flat = FlatParameters(self.model)
         self.optimizer = AdamW(flat, train_config)
         self._gradients = [flat.new_gradient() for _ in range(train_config.shards)]
@@ -244,6 +247,12 @@ class Trainer:
             old, new = stored.get("environment", {}).get(name), self._environment[name]
             if old != new:
                 self.report(f"{name} changed from {old!r} to {new!r}: bits may differ from an uninterrupted run")
+
+    def _start_from(self, source: Path) -> None:
+        """Take over the weights of a finished run or a model directory; RoPE settings and lengths may differ."""
+        stored = StoredModel(source / "final" if (source / "train.json").exists() else source)
+        stored.check(self.model)
+        stored.fill(self.model)
 
     def _load_data(self) -> None:
         tokenizer = ByteTokenizer()
