@@ -36,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     else:
-        print(
-            f"{args.run} after step {loaded.step}: {bits:.4f} bits per byte on {windows[2]:,} bytes of {data}, windows of {seq_len}"
-        )
+        where = f"{windows[2]:,} bytes of {data}, windows of {seq_len}"
+        print(f"{args.run} after step {loaded.step}: {bits:.4f} bits per byte on {where}")
     return 0
