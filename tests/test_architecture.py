@@ -38,7 +38,7 @@ MAY_IMPORT = {
     ),
     "commands": EVERYTHING,
     "__main__": ("commands",),
-    "__init__": ("config", "model"),  # the public names
+    "__init__": ("config", "model", "pretrained", "generation"),  # the public names
 }
 # inside quant: each file builds on those before it
 QUANT_ORDER = ("formats", "blockwise", "tensorcore", "gemm", "recipe")

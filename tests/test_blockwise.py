@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minidsv3.quant.blockwise import BLOCK, dequantize, quantize_blocks, quantize_tiles, scale_shape
+from minidsv3.quant.blockwise import BLOCK, block_scales, dequantize, quantize_blocks, quantize_tiles, scale_shape
 from minidsv3.quant.formats import E4M3, E4M3_MAX
 
 SIZES = [(1, 1), (3, 5), (127, 129), (128, 128), (130, 257), (300, 70)]
@@ -149,3 +149,9 @@ def test_dequantize_refuses_scales_of_another_shape(shape):
 def test_dequantize_refuses_codes_that_are_no_matrix():
     with pytest.raises(ValueError, match="need a matrix"):
         dequantize(np.zeros(5, dtype=np.uint8).view(E4M3), np.ones((1, 1), dtype=np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SIZES)
+def test_block_scales_are_those_of_quantize_blocks(shape, kind):
+    np.testing.assert_array_equal(block_scales(matrix(shape), kind), quantize_blocks(matrix(shape), kind).scales)

@@ -87,7 +87,8 @@ def speculate(
             tokens.append(t)
         confirmed = len(new) + kept
         cache.extend(confirmed)
-        guesses, distributions = drafter.propose(h[:confirmed], tokens, sampler)
+        if not output.done:
+            guesses, distributions = drafter.propose(h[:confirmed], tokens, sampler)
     result.cache_bytes_per_token = cache.bytes_per_token
 
 

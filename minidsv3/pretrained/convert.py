@@ -41,7 +41,8 @@ def convert(
     stored, target = StoredModel(source), Path(target)
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose another folder")
-    planned = [t for name in stored.names for t in _planned(stored, name, dtype)]
+    scale = _kind_of_scales(stored, dtype)
+    planned = [t for name in stored.names for t in _planned(stored, name, dtype, scale)]
     total, done = sum(t.nbytes for t in planned), 0
 
     def count(nbytes: int) -> None:
@@ -52,15 +53,22 @@ def convert(
 
     target.mkdir(parents=True, exist_ok=True)
     write_shards(planned, target, max_shard_bytes, count)
-    write_config(stored.config, target, dtype)
+    write_config(stored.config, target, dtype, scale)
 
 
-def _planned(stored: StoredModel, name: str, dtype: str) -> list[Planned]:
+def _kind_of_scales(stored: StoredModel, dtype: str) -> str:
+    """'ue8m0' where FP8 stays FP8 and config.json says so (V3.1), else 'fp32'."""
+    settings = stored.config.extra.get("quantization_config")
+    powers = dtype == "fp8" and isinstance(settings, dict) and settings.get("scale_fmt") == "ue8m0"
+    return "ue8m0" if powers else "fp32"
+
+
+def _planned(stored: StoredModel, name: str, dtype: str, scale: str) -> list[Planned]:
     """One tensor in its new form; read only when it is written."""
     stored.check_scales(name)
     codes, scales = stored.stored(name)
     if scales is None:
-        return plan(name, codes, dtype)
+        return plan(name, codes, dtype, scale)
     if dtype == "fp8":
         as_stored = Planned(name + SCALE, scales.dtype, scales.shape, lambda: scales)
         return [Planned(name, E4M3, codes.shape, lambda: codes), as_stored]

@@ -31,7 +31,7 @@ DTYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E8M0": UE8M0,
 }
-MAX_AXES = 32  # what NumPy can hold, and 30 more than any weight has
+MAX_AXES = 32  # fewer than NumPy can hold, and 30 more than any weight has
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

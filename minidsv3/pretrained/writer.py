@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from ..config import ModelConfig, write_json
 from ..model.transformer import Transformer
-from ..quant.blockwise import BLOCK, quantize_blocks, scale_shape
+from ..quant.blockwise import BLOCK, block_scales, quantize_blocks, scale_shape
 from ..quant.formats import BF16, E4M3
 from .reader import SCALE
 from .tensors import Planned, write_tensors
@@ -87,16 +86,16 @@ def plan(name: str, array: np.ndarray, dtype: str, scale: str = "fp32") -> list[
         raise ValueError(f"scale={scale!r} is not 'fp32' or 'ue8m0'")
     if name.endswith("e_score_correction_bias") or dtype == "fp32":
         return [Planned(name, np.dtype(np.float32), array.shape, lambda: array.astype(np.float32, copy=False))]
-    if dtype == "bf16" or name.split(".")[-2] not in QUANTIZED:
+    if dtype == "bf16" or array.ndim != 2 or name.split(".")[-2:][0] not in QUANTIZED:
         return [Planned(name, BF16, array.shape, lambda: array.astype(BF16))]
 
-    @cache  # codes and scales are asked for one after the other
-    def quantized() -> Any:
-        return quantize_blocks(np.asarray(array, dtype=np.float32), scale)
+    def matrix() -> np.ndarray:
+        return np.asarray(array, dtype=np.float32)
 
+    # Nothing is kept between the two: a shard's scales are all written before its codes.
     return [
-        Planned(name, E4M3, array.shape, lambda: quantized().codes),
-        Planned(name + SCALE, np.dtype(np.float32), scale_shape(array.shape), lambda: quantized().scales),
+        Planned(name, E4M3, array.shape, lambda: quantize_blocks(matrix(), scale).codes),
+        Planned(name + SCALE, np.dtype(np.float32), scale_shape(array.shape), lambda: block_scales(matrix(), scale)),
     ]
 
 

@@ -44,6 +44,11 @@ def quantize_blocks(w: np.ndarray, scale: str = "fp32", block: int = BLOCK) -> Q
     return _quantize(w, block, block, scale)
 
 
+def block_scales(w: np.ndarray, scale: str = "fp32", block: int = BLOCK) -> np.ndarray:
+    """The scales of `quantize_blocks` alone: float32 [ceil(M / block), ceil(N / block)]."""
+    return _scales(_checked(w, scale), block, block, scale)
+
+
 def quantize_tiles(x: np.ndarray, scale: str = "fp32", block: int = BLOCK) -> Quantized:
     """Quantise an activation in tiles of one row by `block` columns: x [N, K], scales [N, ceil(K / block)]."""
     return _quantize(x, 1, block, scale)
@@ -71,21 +76,29 @@ def scale_shape(shape: tuple[int, ...], rows: int = BLOCK, columns: int = BLOCK)
 
 
 def _quantize(x: np.ndarray, rows: int, columns: int, kind: str) -> Quantized:
+    x = _checked(x, kind)
+    scales = _scales(x, rows, columns, kind)
+    codes = to_e4m3(x / _spread(scales, x.shape, rows, columns))
+    assert codes.dtype == E4M3
+    return Quantized(codes, scales)
+
+
+def _checked(x: np.ndarray, kind: str) -> np.ndarray:
+    """`x` as float32; ValueError if nothing can be scaled here."""
     if x.ndim != 2:
         raise ValueError(f"only matrices are quantised in blocks, got shape {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError(f"a matrix of shape {x.shape} holds NaN or Inf: no scale fits it")
     if kind not in ("fp32", "ue8m0"):
         raise ValueError(f"scale={kind!r} is not 'fp32' or 'ue8m0'")
-    x = x.astype(np.float32, copy=False)
-    amax = _block_amax(x, rows, columns)
+    return x.astype(np.float32, copy=False)
+
+
+def _scales(x: np.ndarray, rows: int, columns: int, kind: str) -> np.ndarray:
     # A block of zeros gets the smallest scale that the published kernels use, not a division by zero.
-    scales = np.maximum(amax, np.float32(1e-4)) / np.float32(E4M3_MAX)
-    if kind == "ue8m0":
-        scales = ceil_power_of_two(scales)  # before quantising: rounding it afterwards would be off by up to two
-    codes = to_e4m3(x / _spread(scales, x.shape, rows, columns))
-    assert codes.dtype == E4M3
-    return Quantized(codes, scales)
+    scales = np.maximum(_block_amax(x, rows, columns), np.float32(1e-4)) / np.float32(E4M3_MAX)
+    # To a power of two before quantising: rounding the scale afterwards would be off by up to two.
+    return ceil_power_of_two(scales) if kind == "ue8m0" else scales
 
 
 def _block_amax(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
