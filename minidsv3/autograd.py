@@ -199,7 +199,7 @@ class Function:
 
     def save(self, *arrays: Array) -> None:
         """Keep `arrays` for the backward pass (under `no_grad` nothing is kept)."""
-        self._saved = arrays if any(self._needs) else ()
+        self._saved = arrays if True in self._needs else ()
 
     @property
     def saved(self) -> tuple[Array, ...]:
@@ -218,19 +218,20 @@ class Function:
             op = (_replacement(cls) if _engine.replacements else cls)()
             result = op.forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **constants)
             return tuple(map(Tensor, result)) if isinstance(result, tuple) else Tensor(result)
-        tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs)
-        op = _replacement(cls)()
-        op._needs = tuple(_engine.recording and t.requires_grad for t in tensors)
+        observed, recording = bool(_engine.observers), _engine.recording
+        tensors = tuple([x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
+        op = (_replacement(cls) if _engine.replacements else cls)()
+        op._needs = tuple([recording and t.requires_grad for t in tensors])
         op._scope = _engine.scope[-1] if _engine.scope else ""
-        start = time.perf_counter() if _engine.observers else 0.0
-        results = op.forward(*(t.data for t in tensors), **constants)
-        outputs = tuple(Tensor(r) for r in results) if isinstance(results, tuple) else (Tensor(results),)
-        if any(op._needs):
+        start = time.perf_counter() if observed else 0.0
+        results = op.forward(*[t.data for t in tensors], **constants)
+        outputs = tuple([Tensor(r) for r in results]) if isinstance(results, tuple) else (Tensor(results),)
+        if True in op._needs:
             op._inputs, op._order = tensors, next(_engine.ticks)
-            op._outputs = tuple((t.shape, t.dtype) for t in outputs)
+            op._outputs = tuple([(t.data.shape, t.data.dtype) for t in outputs])
             for slot, tensor in enumerate(outputs):
                 tensor.requires_grad, tensor._op, tensor._slot = tensor.data.dtype.kind == "f", op, slot
-        if _engine.observers:
+        if observed:
             _notify(OpEvent("forward", op, tensors, outputs, time.perf_counter() - start))
         return outputs if isinstance(results, tuple) else outputs[0]
 
@@ -282,51 +283,59 @@ def _propagate(tensors: tuple[Tensor, ...], dys: tuple[Array | None, ...]) -> No
     while queue:
         _, op = heapq.heappop(queue)
         output_dys = [np.zeros(*spec) if dy is None else dy for dy, spec in zip(pending.pop(op), op._outputs)]
-        for tensor, needed, dx in zip(op._inputs, op._needs, _run_backward(op, output_dys)):
-            if not needed:
-                continue
-            if callable(dx) and isinstance(tensor, Parameter) and _engine.deferred is not None:
-                _engine.deferred.append(tensor, partial(_checked, op, tensor, dx), _engine.into)
-            else:
-                add(tensor, _checked(op, tensor, dx))
+        try:
+            for tensor, needed, dx in zip(op._inputs, op._needs, _run_backward(op, output_dys)):
+                if not needed:
+                    continue
+                if _engine.deferred is not None and callable(dx) and isinstance(tensor, Parameter):
+                    _engine.deferred.append(tensor, partial(_deferred, op, tensor, dx), _engine.into)
+                else:
+                    add(tensor, _checked(op, tensor, dx))
+        except Exception as error:
+            _note(error, op)
+            raise
         op._saved, op._inputs = None, ()  # frees the activations as the walk goes
 
 
 def _run_backward(op: Function, dys: list[Array]) -> tuple[Any, ...]:
     start = time.perf_counter() if _engine.observers else 0.0
-    with _noted(op):
-        if op._saved is None:
-            raise RuntimeError(f"{type(op).__name__}: backward was already run through this graph")
-        dxs = op.backward(*dys)
+    if op._saved is None:
+        raise RuntimeError(f"{type(op).__name__}: backward was already run through this graph")
+    dxs = op.backward(*dys)
     dxs = dxs if isinstance(dxs, tuple) else (dxs,)
     if len(dxs) != len(op._needs):
         raise TypeError(f"{type(op).__name__}.backward returned {len(dxs)} gradients for {len(op._needs)} inputs")
     if _engine.observers:
         if _engine.deferred is None:  # the time of a weight gradient belongs to its op
-            with _noted(op):
-                dxs = tuple(dx() if callable(dx) else dx for dx in dxs)
+            dxs = tuple(dx() if callable(dx) else dx for dx in dxs)
         inputs = tuple(Tensor(dy) for dy in dys)
         outputs = tuple(Tensor(dx) for dx in dxs if isinstance(dx, np.ndarray))
         _notify(OpEvent("backward", op, inputs, outputs, time.perf_counter() - start))
     return dxs
 
 
-@contextmanager
-def _noted(op: Function) -> Iterator[None]:
-    """An exception in the block says which op of which module it came from."""
+def _note(error: Exception, op: Function) -> None:
+    """Let the error say, once, which op of which module it came from."""
+    note = f"in the backward of {type(op).__name__}, made by {op._scope or 'no module'}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+def _deferred(op: Function, tensor: Tensor, thunk: Thunk) -> Array:
+    """A weight gradient that had waited."""
     try:
-        yield
+        return _checked(op, tensor, thunk)
     except Exception as error:
-        error.add_note(f"in the backward of {type(op).__name__}, made by {op._scope or 'no module'}")
+        _note(error, op)
         raise
 
 
 def _checked(op: Function, tensor: Tensor, dx: Any) -> Array:
     """The gradient `dx` of `tensor` (a thunk is run); TypeError unless shape and dtype are the tensor's."""
     if callable(dx):
-        with _noted(op):
-            dx = dx()
-    if not isinstance(dx, np.ndarray) or dx.shape != tensor.shape or dx.dtype != tensor.dtype:
+        dx = dx()
+    data = tensor.data
+    if not isinstance(dx, np.ndarray) or dx.shape != data.shape or dx.dtype != data.dtype:
         got = f"{dx.shape} {dx.dtype}" if isinstance(dx, np.ndarray) else repr(dx)
         raise TypeError(
             f"{type(op).__name__}.backward (made by {op._scope or 'no module'}): gradient is {got}, "
