@@ -34,7 +34,7 @@ MOST_STEPS = 2500
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``demo``."""
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="run folder (a number is added if it exists)")
-    parser.add_argument("--seconds", type=float, default=160.0, help="time for training `tiny`")
+    parser.add_argument("--seconds", type=float, default=155.0, help="time for training `tiny`")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     steps = _steps_that_fit(model, train, args.seconds)
     print(f"\n3. Training tiny (MLA, 8 experts, MTP) for {steps} steps on {data}; Ctrl-C saves and stops.")
-    settings = {"data": data, "steps": steps, "seed": args.seed, "eval_every": max(steps // 3, 1)}
-    model, train = replace_settings(model, train, settings | {"checkpoint_every": max(steps // 3, 1)})
+    settings = {"data": data, "steps": steps, "seed": args.seed, "eval_every": -(-steps // 3)}
+    model, train = replace_settings(model, train, settings | {"checkpoint_every": -(-steps // 3)})
     start = time.perf_counter()
     trainer = Trainer(model, train, out, preset="tiny", progress=sys.stderr.isatty(), on_evaluation=_show_sample)
     if not trainer.run():
