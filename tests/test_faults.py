@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 from small_runs import command_line, digests, lines, write_text
 
 from minidsv3.autograd import GradientBuffer
@@ -203,14 +202,10 @@ def out_of_space(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def out_of_space_in_safetensors(*args, **kwargs):
-    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
     [
-        (writer, "save_file", out_of_space_in_safetensors),
+        (writer, "write_tensors", out_of_space),
         (writer.os, "fsync", out_of_space),
         (module, "_append", out_of_space),
     ],
