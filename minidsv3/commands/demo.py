@@ -17,7 +17,7 @@ import numpy as np
 
 from ..config import ModelConfig, TrainConfig, replace_settings
 from ..data import ByteTokenizer, build_corpus, load_corpus
-from ..generation import sample
+from ..generation.load import Speaker
 from ..model.figures import token_journey
 from ..model.transformer import Transformer
 from ..plots import description, new_figure, save, style
@@ -27,6 +27,7 @@ from ..train.optim import AdamW, FlatParameters
 from ..train.runs import read_run
 from ..train.step import cut, train_step
 from ..train.trainer import Trainer
+from .generate import continue_prompt
 
 MOST_STEPS = 2500
 
@@ -51,10 +52,11 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     steps = _steps_that_fit(model, train, args.seconds)
     print(f"\n3. Training tiny (MLA, 8 experts, MTP) for {steps} steps on {data}; Ctrl-C saves and stops.")
-    settings = {"data": data, "steps": steps, "seed": args.seed, "eval_every": -(-steps // 3)}
-    model, train = replace_settings(model, train, settings | {"checkpoint_every": -(-steps // 3)})
+    # Validation takes seconds, so it waits for the end; a sample says as much on the way.
+    settings = {"data": data, "steps": steps, "seed": args.seed, "eval_every": 0, "checkpoint_every": -(-steps // 3)}
+    model, train = replace_settings(model, train, settings)
     start = time.perf_counter()
-    trainer = Trainer(model, train, out, preset="tiny", progress=sys.stderr.isatty(), on_evaluation=_show_sample)
+    trainer = Trainer(model, train, out, preset="tiny", progress=sys.stderr.isatty(), on_step=_show_sample)
     if not trainer.run():
         return 130
     print(f"trained in {time.perf_counter() - start:.0f} s")
@@ -113,18 +115,18 @@ def _steps_that_fit(model_config: ModelConfig, cfg: TrainConfig, seconds: float)
 
 def _sample(trainer: Trainer, length: int, temperature: float = 0.7) -> str:
     tokenizer, cfg = ByteTokenizer(), trainer.train
-    prompt = [tokenizer.boundary, *tokenizer.encode("ROMEO:\n" if cfg.data == "shakespeare" else "")]
-    tokens = sample(
-        trainer.model, prompt, length, temperature=temperature, top_p=0.95, rng=np.random.default_rng(cfg.seed),
-        context=cfg.seq_len,
-    )  # fmt: skip
-    return tokenizer.decode(np.concatenate([prompt, tokens]))
+    prompt = [tokenizer.boundary, *tokenizer.encode("ROMEO:\n" if cfg.data == "shakespeare" else "").tolist()]
+    speaker, rng = Speaker(trainer.model, tokenizer, cfg.seq_len), np.random.default_rng(cfg.seed)
+    result = continue_prompt(speaker, prompt, length, temperature=temperature, top_p=0.95, rng=rng)
+    return tokenizer.decode([*prompt, *result.tokens[0].tolist()])
 
 
-def _show_sample(trainer: Trainer, step: int, bits: float) -> None:
-    if step < trainer.train.steps:
-        text = " / ".join(_sample(trainer, 120).splitlines())
-        trainer.message(f"step {step:>5}: {bits:.3f} bits per byte. It writes: {text}")
+def _show_sample(trainer: Trainer, step: int) -> None:
+    """A line of text from the model every fifth of the run."""
+    every = -(-trainer.train.steps // 5)
+    if step % every == 0 and step < trainer.train.steps:
+        text = " / ".join(_sample(trainer, 100).splitlines())
+        trainer.message(f"step {step:>5} writes: {text}")
 
 
 def _write_figures(out: Path, trainer: Trainer) -> None:

@@ -61,6 +61,8 @@ class Trainer:
         Where messages go.
     progress : bool
         Show a progress bar.
+    on_step : function (trainer, step), optional
+        Called after each step: samples.
     on_evaluation : function (trainer, step, val_bits_per_byte), optional
         Called after each evaluation: samples, early figures.
 
@@ -80,10 +82,12 @@ class Trainer:
         resume: bool = False,
         report: Callable[[str], object] = print,
         progress: bool = True,
+        on_step: Callable[[Trainer, int], object] | None = None,
         on_evaluation: Callable[[Trainer, int, float], object] | None = None,
     ) -> None:
         self.config, self.train, self.out = model_config, train_config, Path(out)
-        self.report, self._progress, self._on_evaluation = report, progress, on_evaluation
+        self.report, self._progress = report, progress
+        self._on_step, self._on_evaluation = on_step, on_evaluation
         self._stop = False
         self._check_folder(resume)
         self._load_data()
@@ -138,6 +142,8 @@ class Trainer:
                 _append(metrics, line)
                 bar.update()
                 bar.set_postfix_str(f"loss {line['main_loss']:.3f} nats, {line['tokens_per_second']:,.0f} tokens/s")
+                if self._on_step:
+                    self._on_step(self, self.step)
                 if "val_bits_per_byte" in line and self._on_evaluation:
                     self._on_evaluation(self, self.step, line["val_bits_per_byte"])
                 if self._is_due(cfg.checkpoint_every):
