@@ -322,9 +322,9 @@ def _write_figure(path: str, c: Comparison, smoothing: float) -> None:
         data.update({f"{name} {column}": values for column, values in columns.items()})
     panels = [
         (losses, "smoothed main loss", c.runs[0].loss_unit, False),
-        (balance, "smoothed MaxVio", "(max - mean) / mean load, per batch", False),
+        (balance, "smoothed MaxVio", "per batch", False),
     ]
-    if any(len(x) for _, x, _ in validation):
+    if any(len(x) > 1 for _, x, _ in validation):  # a single value is in the table
         panels.insert(0, (validation, "validation", "bits per byte", True))
     with plots.style():
         figure, axes = plots.new_figure(1, len(panels), panel=(6.0, 4.2))
