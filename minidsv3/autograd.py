@@ -13,7 +13,8 @@ Rules for writing an op
     * positional inputs are differentiable, keywords are constants;
     * keep arrays only through `self.save(...)`: it is the complete list of what the backward pass needs;
     * never write into an input or into a `dy`; the engine never adds in place to a gradient that an op returned;
-    * a weight gradient is returned as a function without arguments (a thunk): it is run at once, or later.
+    * a weight gradient is returned as a function without arguments (a thunk): it is run at once, or later. As an
+      `InPlaceThunk` it can be given the array that is to hold the gradient, which saves a copy.
 
 State (recording, observers, replacements, deferral) is per thread: each worker of a data-parallel step runs its own
 tape over shared parameters.
@@ -34,6 +35,15 @@ import numpy as np
 
 Array = np.ndarray
 Thunk = Callable[[], Array]
+
+
+class InPlaceThunk(NamedTuple):
+    """A weight gradient to be computed: ``compute(out)`` writes into `out` and returns it; None: into a new array."""
+
+    compute: Callable[[Array | None], Array]
+
+    def __call__(self) -> Array:
+        return self.compute(None)
 
 
 class _Engine(threading.local):
@@ -170,12 +180,18 @@ class GradientBuffer(dict[Parameter, Array]):
         """Forget the last pass."""
         self._touched.clear()
 
+    def fresh(self, parameter: Parameter) -> Array | None:
+        """The array of `parameter` while nothing has been written to it in this pass."""
+        return None if parameter in self._touched else self[parameter]
+
     def add(self, parameter: Parameter, dy: Array) -> None:
+        """Add `dy`, unless it is the parameter's own array, filled by a thunk."""
         if parameter in self._touched:
             self[parameter] += dy
-        else:
+            return
+        self._touched.add(parameter)
+        if dy is not self[parameter]:
             self[parameter][...] = dy
-            self._touched.add(parameter)
 
     def finish(self) -> None:
         """Zero what no gradient reached."""
@@ -337,7 +353,9 @@ def _deferred(op: Function, parameter: Parameter, thunk: Thunk) -> Array:
 
 def _checked(op: Function, source: Source, dx: Any) -> Array:
     """The gradient `dx` of what came from `source` (a thunk is run); TypeError unless shape and dtype are its own."""
-    if callable(dx):
+    if isinstance(dx, InPlaceThunk) and isinstance(source, Parameter) and _engine.into is not None:
+        dx = dx.compute(_engine.into.fresh(source))
+    elif callable(dx):
         dx = dx()
     shape, dtype = (source.shape, source.dtype) if isinstance(source, Tensor) else source[0]._outputs[source[1]]
     if not isinstance(dx, np.ndarray) or dx.shape != shape or dx.dtype != dtype:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Array, Function, Tensor, Thunk
+from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk
 from .shape import require_shape
 
 
@@ -52,11 +52,11 @@ class LinearFunction(Function):
         self.save(gemm.keep(rows), w)
         return gemm.fprop(rows, w).reshape(*x.shape[:-1], w.shape[0])
 
-    def backward(self, dy: Array) -> tuple[Array | None, Thunk]:
+    def backward(self, dy: Array) -> tuple[Array | None, InPlaceThunk]:
         kept, w = self.saved
         gemm, dy = self._gemm, dy.reshape(-1, w.shape[0])
         dx = gemm.dgrad(dy, w).reshape(self._shape) if self.needs(0) else None
-        return dx, lambda: gemm.wgrad(dy, kept)
+        return dx, InPlaceThunk(lambda out: gemm.wgrad(dy, kept, out=out))
 
 
 class GroupedLinearFunction(Function):
@@ -76,20 +76,22 @@ class GroupedLinearFunction(Function):
             gemm.fprop(x[a:b], w[e], out=y[a:b])
         return y
 
-    def backward(self, dy: Array) -> tuple[Array, Thunk]:
+    def backward(self, dy: Array) -> tuple[Array, InPlaceThunk]:
         kept, w = self.saved
         gemm, ranges = self._gemm, self._ranges
         dx = np.empty((dy.shape[0], w.shape[2]), dtype=dy.dtype)
         for e, a, b in ranges:
             gemm.dgrad(dy[a:b], w[e], out=dx[a:b])
 
-        def weight_gradient() -> Array:
-            dw = np.zeros_like(w) if len(ranges) < len(w) else np.empty_like(w)
+        def weight_gradient(out: Array | None) -> Array:
+            dw = np.empty_like(w) if out is None else out
+            if len(ranges) < len(w):
+                dw[...] = 0
             for e, a, b in ranges:
                 gemm.wgrad(dy[a:b], kept[a:b], out=dw[e])
             return dw
 
-        return dx, weight_gradient
+        return dx, InPlaceThunk(weight_gradient)
 
 
 class EmbeddingFunction(Function):
