@@ -28,8 +28,11 @@ class SwiGLUFunction(Function):
         self.save(gate_up)
         F = gate_up.shape[-1] // 2
         gate, up = gate_up[..., :F], gate_up[..., F:]
-        y = sigmoid(gate)
-        y *= gate
+        y = np.negative(gate)
+        with np.errstate(over="ignore"):  # exp(-gate) = inf gives the right limit, gate / inf = 0
+            np.exp(y, out=y)
+        y += 1
+        np.divide(gate, y, out=y)
         y *= up
         return y
 

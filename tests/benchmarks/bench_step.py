@@ -32,8 +32,8 @@ def batch(batch_size: int, seq_len: int, seed: int = 1) -> tuple[np.ndarray, np.
     return rows[:, :-1].copy(), rows[:, 1:].copy()
 
 
-def build_ours(preset: str, workers: int, batch_size: int | None = None, model: dict | None = None) -> Any:
-    """Our training step on random tokens; `model` changes fields of the preset."""
+def build_ours(preset: str, workers: int, batch_size: int | None = None, shards: int = 2, model: Any = None) -> Any:
+    """Our training step on random tokens; the dict `model` changes fields of the preset."""
     import dataclasses
     from contextlib import ExitStack
 
@@ -47,7 +47,7 @@ def build_ours(preset: str, workers: int, batch_size: int | None = None, model: 
     net.init_weights(np.random.default_rng(0))
     cfg = TrainConfig.preset(preset)
     cfg = dataclasses.replace(
-        cfg, learning_rate=SETTINGS["lr"], warmup_steps=0, batch_size=batch_size or cfg.batch_size, shards=2
+        cfg, learning_rate=SETTINGS["lr"], warmup_steps=0, batch_size=batch_size or cfg.batch_size, shards=shards
     )
     flat = FlatParameters(net)
     optimizer, gradients = AdamW(flat, cfg), [flat.new_gradient() for _ in range(cfg.shards)]
@@ -210,7 +210,7 @@ def growth(rounds: int, kernel: str | None) -> dict[str, Any]:
     variants: dict[str, dict[str, Any]] = {f"batch {b}": {"batch_size": b} for b in (4, 8, 16, 32)}
     variants |= {f"{e} experts": {"model": {"n_routed_experts": e}} for e in (8, 128)}
     entrants = [
-        Contestant(name, build_ours, {"preset": "tiny", "workers": 1, **change}, blas, repeat=3)
+        Contestant(name, build_ours, {"preset": "tiny", "workers": 1, "shards": 1, **change}, blas, repeat=3)
         for name, change in variants.items()
     ]
     for entrant in entrants:

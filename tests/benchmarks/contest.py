@@ -136,7 +136,7 @@ class Outcome:
         """Median and quartiles of the per-round ratio, and the ratio of the minima."""
         a, b = getattr(self, kind)[ours], getattr(self, kind)[peer]
         ratios = [x / y for x, y in zip(a, b)]
-        low, _, high = statistics.quantiles(ratios, n=4)
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return {"median": statistics.median(ratios), "low": low, "high": high, "of_minima": min(a) / min(b)}
 
     def quiet(self, peer: str, again: str, cores: int) -> dict[str, Any]:
