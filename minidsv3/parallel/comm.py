@@ -319,11 +319,7 @@ def read_ledger_csv(path: str | Path) -> list[LedgerRow]:
         for number, line in enumerate(reader, start=2):
             try:
                 operation, source, destination, link, messages, nbytes, seconds = line
-                rows.append(
-                    LedgerRow(
-                        operation, int(source), int(destination), link, int(messages), int(nbytes), float(seconds)
-                    )
-                )
+                numbers = int(source), int(destination), link, int(messages), int(nbytes), float(seconds)
             except ValueError:
                 raise ValueError(f"{path} line {number} is no row of a ledger: {','.join(line)[:80]!r}") from None
             rows.append(LedgerRow(operation, *numbers))
