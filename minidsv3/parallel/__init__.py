@@ -1,1 +1,4 @@
-"""Ranks: communicators, expert parallelism, pipeline schedules. Never imports the model: parts of it are handed in."""
+"""Many ranks: communicators and their ledger, the expert-parallel dispatcher, placement of experts, schedules.
+
+Knows no model: what a rank computes is handed in. Reading order: comm, ranks, dispatcher, then eplb and placement.
+"""
