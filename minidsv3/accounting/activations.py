@@ -97,20 +97,20 @@ def kept_arrays(cfg: ModelConfig, shape: Shape, layers: range | None = None, end
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
     if not (B > 0 and S > cfg.num_nextn_predict_layers):
-        raise ValueError(f"micro-batch of {B} sequences of {S} tokens: both must be positive, and S exceed the MTP depth")
+        raise ValueError(f"micro-batch of {B} x {S} tokens: both must be positive, and the second exceed the MTP depth")
     L = cfg.num_hidden_layers
     layers = range(L + cfg.num_nextn_predict_layers) if layers is None else layers
     found: list[Kept] = []
     for layer in layers:
         depth = max(0, layer - L + 1)
-        found += _module(cfg, shape._replace(seq_len=S - depth), layer, depth, B * S)
+        found += _module(cfg, shape._replace(seq_len=S - depth), layer, depth)
     if ends:
         found += _ends(cfg, B, S)
     return found
 
 
-def _module(cfg: ModelConfig, shape: Shape, layer: int, depth: int, tokens: int) -> Iterator[Kept]:
-    """One decoder layer, or the MTP module of this depth around one; `tokens` are those of the main model."""
+def _module(cfg: ModelConfig, shape: Shape, layer: int, depth: int) -> Iterator[Kept]:
+    """One decoder layer, or the MTP module of this depth around one."""
     T, D = shape.batch * shape.seq_len, cfg.hidden_size
 
     def keep(op: str, array: str, width: int, role: str = "stream", rows: int = T) -> Kept:
@@ -118,9 +118,7 @@ def _module(cfg: ModelConfig, shape: Shape, layer: int, depth: int, tokens: int)
 
     if depth:  # the hidden states are a slice of what the head, or the module before, keeps
         above = Kept(layer, "RMSNorm", "h" if depth == 1 else f"h{depth - 1}", T, D, "stream")
-        if shape.recompute == "full":
-            yield from (above._replace(op="Checkpoint"), keep("Checkpoint", "embedded", D))
-        elif shape.recompute == "report":
+        if shape.recompute != "none":
             yield from (above._replace(op="Checkpoint"), keep("Checkpoint", "embedded", D))
         else:
             yield from (keep("RMSNorm", "embedded", D), keep("RMSNorm", "enorm.r", 1, "exact"))
@@ -129,15 +127,19 @@ def _module(cfg: ModelConfig, shape: Shape, layer: int, depth: int, tokens: int)
         if not depth:
             yield keep("Checkpoint", "x", D)
     else:
-        attention, ffn = (_attention, _ffn) if shape.recompute == "none" else (_attention_report, _ffn_report)
-        yield from (Kept(layer, op, f"{layer}.{a}", *rest) for op, a, *rest in attention(cfg, shape))  # type: ignore[misc]
-        yield from (Kept(layer, op, f"{layer}.{a}", *rest) for op, a, *rest in ffn(cfg, T, layer))  # type: ignore[misc]
+        everything = shape.recompute == "none"
+        rows = [
+            *(_attention if everything else _attention_report)(cfg, shape),
+            *(_ffn if everything else _ffn_report)(cfg, T, layer),
+        ]
+        yield from (Kept(layer, op, f"{layer}.{array}", n, width, role) for op, array, n, width, role in rows)
         if depth:
             yield from (keep("RMSNorm", "y", D), keep("RMSNorm", "shared_head.r", 1, "exact"))
     if cfg.is_moe_layer(layer):
         E = cfg.n_routed_experts
         yield keep("SequenceBalanceLoss", "balance.f", E, "exact", shape.batch)
-        yield from (keep("SequenceBalanceLoss", "balance.share", E, "exact"), keep("SequenceBalanceLoss", "balance.total", 1, "exact"))  # fmt: skip
+        yield keep("SequenceBalanceLoss", "balance.share", E, "exact")
+        yield keep("SequenceBalanceLoss", "balance.total", 1, "exact")
 
 
 Row = tuple[str, str, int, int, str]  # op, array, rows, width, role
@@ -192,7 +194,7 @@ def _attention_report(cfg: ModelConfig, shape: Shape) -> Iterator[Row]:
 
 def _ffn(cfg: ModelConfig, T: int, layer: int) -> Iterator[Row]:
     """Dense FFN, or gate, experts and shared experts, all kept."""
-    D, E, K = cfg.hidden_size, cfg.n_routed_experts, cfg.num_experts_per_tok
+    D, K = cfg.hidden_size, cfg.num_experts_per_tok
     if not cfg.is_moe_layer(layer):
         yield from _swiglu(T, D, cfg.intermediate_size, "ffn_in", "dense")
         return

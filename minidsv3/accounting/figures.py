@@ -33,8 +33,8 @@ def parameters_by_part(ax: Axes, by_part: Mapping[str, int], active: Mapping[str
     finding = f"{by_part[largest] / total:.1%} of the parameters are {largest.replace('_', ' ')}"
     describe(
         ax,
-        f"{finding}: bars for {', '.join(n.replace('_', ' ') for n in reversed(names))}; {total / 1e9:,.4g} billion in all, "
-        f"of which a token meets {met / 1e9:,.4g} billion.",
+        f"{finding}: bars for {', '.join(n.replace('_', ' ') for n in reversed(names))}; {total / 1e9:,.4g} billion "
+        f"in all, of which a token meets {met / 1e9:,.4g} billion.",
     )
     return headline(ax, finding)
 
@@ -49,21 +49,28 @@ def memory_along_stages(ax: Axes, per_stage: Sequence[Mapping[str, Any]], capaci
         base += height
     if capacity is not None:
         ax.axhline(capacity / 1e9, color="black", linewidth=1.2, linestyle="--")
-        ax.annotate("memory of the GPU", (x[-1] + 0.4, capacity / 1e9), xytext=(0, 3), textcoords="offset points", ha="right")
+        ax.annotate(
+            "memory of the GPU", (x[-1] + 0.4, capacity / 1e9), xytext=(0, 3), textcoords="offset points", ha="right"
+        )
     ax.set(xlabel="pipeline rank", ylabel="memory (GB)", xticks=x if len(x) <= 16 else x[:: len(x) // 8])
     ax.legend(ncols=1, loc="upper left", bbox_to_anchor=(1, 1))
     ax.grid(axis="x", visible=False)
     fullest = int(base.argmax())
     activations = per_stage[fullest]["activations"] / 1e9
     finding = f"The fullest GPU holds {base.max():.1f} GB, {activations:.1f} GB of them activations"
-    describe(ax, f"{finding}; the emptiest {base.min():.1f} GB. Stacked bars of {len(x)} pipeline ranks: {', '.join(STATES)}.")
+    describe(
+        ax,
+        f"{finding}; the emptiest {base.min():.1f} GB. Stacked bars of {len(x)} pipeline ranks: {', '.join(STATES)}.",
+    )
     return headline(ax, finding)
 
 
 def caches_against_context(ax: Axes, bytes_per_token: Mapping[str, int], contexts: np.ndarray) -> Axes:
     """Cache of one sequence for each model, both axes logarithmic."""
     for n, (name, size) in enumerate(bytes_per_token.items()):
-        ax.loglog(contexts, size * contexts / 1e9, label=f"{name}, {size / 1e3:,.0f} KB a token", **look(n, len(contexts)))
+        ax.loglog(
+            contexts, size * contexts / 1e9, label=f"{name}, {size / 1e3:,.0f} KB a token", **look(n, len(contexts))
+        )
     ax.set(xlabel="context (tokens)", ylabel="cache of one sequence (GB, BF16)")
     ax.legend()
     sizes = {name: size * int(contexts[-1]) / 1e9 for name, size in bytes_per_token.items()}
@@ -73,10 +80,16 @@ def caches_against_context(ax: Axes, bytes_per_token: Mapping[str, int], context
     return headline(ax, finding)
 
 
-def flops_against_context(ax: Axes, contexts: np.ndarray, gemms: np.ndarray, attention: np.ndarray, decode: np.ndarray) -> Axes:
+def flops_against_context(
+    ax: Axes, contexts: np.ndarray, gemms: np.ndarray, attention: np.ndarray, decode: np.ndarray
+) -> Axes:
     """Forward GFLOP of a token, matrices below and causal attention above, and of a decoded token behind its cache."""
-    ax.fill_between(contexts, 0, gemms / 1e9, color=colour(0), alpha=0.35, hatch="//", edgecolor="white", label="matrices")
-    ax.fill_between(contexts, gemms / 1e9, (gemms + attention) / 1e9, color=colour(1), alpha=0.45, label="causal attention")
+    ax.fill_between(
+        contexts, 0, gemms / 1e9, color=colour(0), alpha=0.35, hatch="//", edgecolor="white", label="matrices"
+    )
+    ax.fill_between(
+        contexts, gemms / 1e9, (gemms + attention) / 1e9, color=colour(1), alpha=0.45, label="causal attention"
+    )
     ax.plot(contexts, decode / 1e9, label="decoding (absorbed)", **look(2, len(contexts)))
     at = float(contexts[0] * gemms[0] / attention[0])  # attention grows in proportion to the context
     ax.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="GFLOP a token (forward)")
@@ -87,7 +100,11 @@ def flops_against_context(ax: Axes, contexts: np.ndarray, gemms: np.ndarray, att
         finding = f"Attention costs as much as all matrices from {at:,.0f} tokens on"
     else:
         finding = f"Up to {int(contexts[-1]):,} tokens the matrices cost more than attention"
-    describe(ax, f"{finding}: {gemms[0] / 1e9:.1f} GFLOP of matrices at any context, {attention[-1] / 1e9:,.0f} of attention at the last.")
+    describe(
+        ax,
+        f"{finding}: {gemms[0] / 1e9:.1f} GFLOP of matrices at any context, {attention[-1] / 1e9:,.0f} of attention at "
+        "the last.",
+    )
     return headline(ax, finding)
 
 
@@ -130,7 +147,12 @@ def save_flops(path: str | Path, cfg: ModelConfig) -> None:
     attention = np.array([p["attention"] for p in parts], dtype=np.float64) / contexts
     gemms = np.array([sum(p[n] for n in COUNTED if n != "attention") for p in parts], dtype=np.float64) / contexts
     decode = [sum(d[n] for n in COUNTED) for d in (decode_flops(cfg, int(S)) for S in contexts)]
-    rows = {"context": contexts, "matrices": gemms, "attention": attention, "decode": np.array(decode, dtype=np.float64)}
+    rows = {
+        "context": contexts,
+        "matrices": gemms,
+        "attention": attention,
+        "decode": np.array(decode, dtype=np.float64),
+    }
     with style():
         figure, (ax,) = new_figure(panel=(7.2, 4.2))
         flops_against_context(ax, *rows.values())

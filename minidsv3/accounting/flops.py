@@ -14,8 +14,6 @@ Training is three times forward. The published FLOPs leave out the gates (and no
 
 from __future__ import annotations
 
-from collections import Counter
-
 from ..config import ModelConfig
 from ..generation.costs import attention_cost
 from ..model.transformer import Transformer
@@ -38,26 +36,24 @@ def forward_flops(cfg: ModelConfig, seq_len: int, attention: str = "causal") -> 
     Raises
     ------
     ValueError
-        `seq_len` is not positive, beyond the positions that the config allows, or too short for the MTP modules.
+        `seq_len` is not positive, or beyond the positions that the config allows.
     """
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r} is not one of {', '.join(map(repr, ATTENTION))}")
     check_context(cfg, seq_len)
-    if seq_len <= cfg.num_nextn_predict_layers:
-        raise ValueError(f"seq_len={seq_len} leaves MTP depth {cfg.num_nextn_predict_layers} nothing to predict")
-    parts = Counter[str](dict.fromkeys((*COUNTED, "gate", "mtp"), 0))
+    parts: dict[str, float] = dict.fromkeys((*COUNTED, "gate", "mtp"), 0)
     for part, layer, matrix in _matrices(cfg):
         depth = 0 if layer is None else max(0, layer - cfg.num_hidden_layers + 1)
-        parts["mtp" if depth else _OF_PART.get(part, part)] += matrix * (seq_len - depth)
+        parts["mtp" if depth else _OF_PART.get(part, part)] += matrix * max(0, seq_len - depth)
     for depth in range(cfg.num_nextn_predict_layers + 1):
-        S = seq_len - depth
+        S = max(0, seq_len - depth)
         pairs = {"full": S * S, "causal": S * S / 2, "exact": S * (S + 1) // 2}[attention]
         of_layer = 2 * pairs * cfg.num_attention_heads * (cfg.qk_head_dim + cfg.v_head_dim)
         if depth:
             parts["mtp"] += of_layer + 2 * S * cfg.vocab_size * cfg.hidden_size
         else:
             parts["attention"] = cfg.num_hidden_layers * of_layer
-    return dict(parts)
+    return parts
 
 
 def _matrices(cfg: ModelConfig) -> list[tuple[str, int | None, int]]:
@@ -105,14 +101,14 @@ def decode_flops(cfg: ModelConfig, context: int) -> dict[str, float]:
     kv_b_proj is not run: it is inside 'attention', absorbed into query and output (`generation.costs`).
     """
     check_context(cfg, context)
-    parts = Counter[str](dict.fromkeys(COUNTED, 0))
+    parts: dict[str, float] = dict.fromkeys((*COUNTED, "gate"), 0)
     for part, layer, matrix in _matrices(cfg):
         if layer is None or layer < cfg.num_hidden_layers:
             parts[_OF_PART.get(part, part)] += matrix
     up = 2 * cfg.num_attention_heads * (cfg.qk_nope_head_dim + cfg.v_head_dim) * cfg.kv_lora_rank
     parts["projections"] -= cfg.num_hidden_layers * up
     parts["attention"] = cfg.num_hidden_layers * attention_cost(cfg, "absorbed", context).flops
-    return dict(parts)
+    return parts
 
 
 def achieved_flops(flops_per_token: float, tokens: float, seconds: float, gpus: int = 1) -> float:

@@ -64,7 +64,9 @@ def cache_numbers_per_token(cfg: AnyConfig, kind: str | None = None, groups: int
     return 2 * heads * d * L
 
 
-def cache_bytes_per_token(cfg: AnyConfig, precision: str = "bf16", kind: str | None = None, groups: int | None = None) -> int:
+def cache_bytes_per_token(
+    cfg: AnyConfig, precision: str = "bf16", kind: str | None = None, groups: int | None = None
+) -> int:
     """Bytes of `cache_numbers_per_token`."""
     if precision not in BYTES:
         raise ValueError(f"precision={precision!r} is not one of {', '.join(map(repr, BYTES))}")
@@ -79,7 +81,7 @@ def check_context_of(cfg: AnyConfig, context: int) -> None:
 
 
 def cache_report(cfg: AnyConfig, context: int, batch: int = 1, precision: str = "bf16") -> dict[str, Any]:
-    """``bytes_per_token``, ``bytes_total`` of `batch` sequences of `context` tokens, and bytes per token ``by_model``."""
+    """``bytes_per_token``, ``bytes_total`` of `batch` sequences of `context` tokens; a token's ``by_model``."""
     check_context_of(cfg, context)
     if batch < 1:
         raise ValueError(f"batch={batch} is not positive")
@@ -102,7 +104,7 @@ def repeated_and_expert_bytes(cfg: ModelConfig, tp: int = 1, precision: str = "f
         if w.part == "mtp_join" or (w.layer is not None and w.layer >= cfg.num_hidden_layers):
             continue
         share = share_of(w, layout)
-        size = share.fp8_bytes if precision == "fp8" else BYTES[precision] * share.elements
+        size = share.nbytes(precision)
         if share.routed:
             experts += size // cfg.n_routed_experts
         else:
@@ -156,8 +158,8 @@ def gpus_needed(
     found = [plan for t in splits if (plan := _fewest(cfg, t, usable, batch, context * per_token, precision))]
     if not found:
         raise ValueError(
-            f"no number of GPUs of {memory / 1e9:,.0f} GB is enough: attention weights and one sequence of {context:,} tokens "
-            f"({context * per_token / 1e9:,.1f} GB) on each exceed {usable / 1e9:,.1f} GB"
+            f"no number of GPUs of {memory / 1e9:,.0f} GB is enough: attention weights and one sequence of {context:,} "
+            f"tokens ({context * per_token / 1e9:,.1f} GB) on each exceed {usable / 1e9:,.1f} GB"
         )
     best = min(found, key=lambda plan: plan["gpus"])  # ties: the smallest tp
     return {**best, "batch": batch, "context": context, "precision": precision, "cache": cache, "gpu_memory": memory}

@@ -65,7 +65,9 @@ class Machine(NamedTuple):
         return 1 / (near / self.bandwidth + (far / self.disk if self.disk else 0.0))
 
 
-def local_row(cfg: AnyConfig, precision: str, machine: Machine, context: int, acceptance: float = 0.0) -> dict[str, Any]:
+def local_row(
+    cfg: AnyConfig, precision: str, machine: Machine, context: int, acceptance: float = 0.0
+) -> dict[str, Any]:
     """One model at one precision on one machine; tokens a second are None where it can't run."""
     scale, cache = BITS[precision] / 8, cache_bytes_per_token(cfg)
     everything, always, spread, met, by_two, drafting = (scale * n for n in weights_met(cfg))

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..config import ModelConfig
@@ -44,7 +45,8 @@ PRECISIONS = {
 }
 # axis of the weight that tensor parallelism splits; what is not named is repeated on every TP rank
 _TP_AXIS = {
-    "q_proj": 0, "q_b_proj": 0, "kv_b_proj": 0, "o_proj": 1, "gate_up": 0, "down_proj": 1, "embed_tokens": 0, "lm_head": 0,
+    "q_proj": 0, "q_b_proj": 0, "kv_b_proj": 0, "o_proj": 1, "gate_up": 0, "down_proj": 1, "embed_tokens": 0,
+    "lm_head": 0,
 }  # fmt: skip
 
 
@@ -61,7 +63,9 @@ def parse_precision(text: str) -> dict[str, str]:
         state, _, value = change.partition("=")
         allowed = {"weights": ("fp32", "bf16", "fp8"), "activations": ("fp32", "bf16", "fp8")}.get(state, tuple(_BYTES))
         if state not in states or value not in allowed:
-            raise ValueError(f"precision: {change!r} is not STATE=FORMAT with {'/'.join(states)} and {'/'.join(allowed)}")
+            raise ValueError(
+                f"precision: {change!r} is not STATE=FORMAT with {'/'.join(states)} and {'/'.join(allowed)}"
+            )
         states[state] = value
     return states
 
@@ -139,12 +143,16 @@ class Share(NamedTuple):
     elements: int
     fp8_bytes: int  # as the FP8 checkpoint has it: codes and scales, or BF16
 
+    def nbytes(self, kind: str) -> int:
+        """Bytes as 'fp8', 'bf16' or 'fp32'."""
+        return self.fp8_bytes if kind == "fp8" else self.elements * _BYTES[kind]
+
 
 def layers_of_stages(num_layers: int, stages: int) -> list[range]:
     """Consecutive layers of each stage, as even as can be; the first ones get what is over."""
     size, over = divmod(num_layers, stages)
     starts = [i * size + min(i, over) for i in range(stages + 1)]
-    return [range(a, b) for a, b in zip(starts, starts[1:])]
+    return [range(a, b) for a, b in pairwise(starts)]
 
 
 def share_of(w: Weight, layout: Layout) -> Share:
@@ -199,8 +207,7 @@ def state_bytes(held: list[Weight], layout: Layout) -> dict[str, int]:
     for routed, n in replicas.items():
         shares = [s for s in (share_of(w, layout) for w in held) if s.routed == routed]
         elements = sum(s.elements for s in shares)
-        fp8 = sum(s.fp8_bytes for s in shares)
-        weight_bytes = fp8 if states["weights"] == "fp8" else elements * _BYTES[states["weights"]]
+        weight_bytes = sum(s.nbytes(states["weights"]) for s in shares)
         sharded = -(-elements // n)  # of a flat buffer, the last rank's padded
         total["weights"] += -(-weight_bytes // n) if layout.zero == 3 else weight_bytes
         total["master"] += _BYTES[states["master"]] * (sharded if layout.zero else elements)
@@ -268,8 +275,7 @@ def buffer_bytes(cfg: ModelConfig, layout: Layout, held: list[Weight], direction
         of_layer: dict[int | None, int] = {}
         for w in held:
             share = share_of(w, layout)
-            size = share.fp8_bytes if layout.states["weights"] == "fp8" else share.elements * _BYTES[layout.states["weights"]]
-            of_layer[w.layer] = of_layer.get(w.layer, 0) + size
+            of_layer[w.layer] = of_layer.get(w.layer, 0) + share.nbytes(layout.states["weights"])
         total += max(of_layer.values())
     return total
 
@@ -283,7 +289,7 @@ def memory_report(cfg: ModelConfig, layout: Layout) -> dict[str, Any]:
         The layout does not fit the model (`Layout.check`).
     """
     layout.check(cfg)
-    activations, per_stage = stage_activations(cfg, layout), []
+    activations, per_stage, totals = stage_activations(cfg, layout), [], []
     for rank, (stages, held) in enumerate(ranks(cfg, layout)):
         peak, count = in_flight(layout.plan, rank, [a.kept for a in activations])
         brought_back = max(activations[s].brought_back for s in stages)
@@ -291,12 +297,13 @@ def memory_report(cfg: ModelConfig, layout: Layout) -> dict[str, Any]:
         states["activations"] = -(-(peak + brought_back) // layout.tp)
         states["buffers"] = buffer_bytes(cfg, layout, held, len(layout.plan.directions))
         layers = sorted({w.layer for w in held if w.layer is not None})
+        totals.append(sum(states.values()))
         per_stage.append(
-            {"stage": rank, "layers": layers, "micro_batches_in_flight": count, **states, "total": sum(states.values())}
+            {"stage": rank, "layers": layers, "micro_batches_in_flight": count, **states, "total": totals[-1]}
         )
     return {
         "layout": {**asdict(layout), "gpus": layout.gpus, "states": layout.states},
         "per_stage": per_stage,
         "activations_per_micro_batch": [-(-a.kept // layout.tp) for a in activations],  # of every stage of the model
-        "largest": max(stage["total"] for stage in per_stage),
+        "largest": max(totals),
     }

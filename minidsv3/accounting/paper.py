@@ -87,7 +87,9 @@ class Inputs:
             self.tables[owner][key] = value
         else:
             known = ", ".join(self.tables[owner]) if owner in self.tables else ", ".join([*self.models, *self.tables])
-            raise ValueError(f"{name!r} is no input; {owner + ' has' if owner in self.tables else 'there are'}: {known}")
+            raise ValueError(
+                f"{name!r} is no input; {owner + ' has' if owner in self.tables else 'there are'}: {known}"
+            )
 
 
 def evaluate(tables: list[str] | None = None, inputs: Inputs | None = None) -> list[PaperRow]:
@@ -113,7 +115,9 @@ def evaluate(tables: list[str] | None = None, inputs: Inputs | None = None) -> l
     return found
 
 
-def _computed(functions: list[Callable[..., dict[str, Ours]]], inputs: Inputs, name: str) -> tuple[dict[str, Ours], str]:
+def _computed(
+    functions: list[Callable[..., dict[str, Ours]]], inputs: Inputs, name: str
+) -> tuple[dict[str, Ours], str]:
     """Ours by row, and the modules of the package that were looked for and are not there."""
     ours: dict[str, Ours] = {}
     missing = []

@@ -7,7 +7,6 @@ stands here: they are in ``data/published``.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -55,9 +54,7 @@ def _caches(m: Models, i: Values) -> dict[str, Ours]:
 @table("insights-2")
 def _training_flops(m: Models, i: Values) -> dict[str, Ours]:
     S, qwen, llama = i["seq_len"], m["qwen2.5-72b"], m["llama-3.1-405b"]
-    rows = {
-        f"DeepSeek-V{n} MoE": by(flops.training_flops_per_token, m[f"deepseek-v{n}"], S, scale=1e9) for n in (2, 3)
-    }
+    rows = {f"DeepSeek-V{n} MoE": by(flops.training_flops_per_token, m[f"deepseek-v{n}"], S, scale=1e9) for n in (2, 3)}
     for name, cfg in (("Qwen-72B dense", qwen), ("LLaMa-405B dense", llama)):
         rows[f"{name}, counted as the MoE rows"] = by(dense.dense_training_flops_per_token, cfg, S, scale=1e9)
         rows[f"{name}, 6 (12 L d^2 + V d)"] = by(dense.shortcut_training_flops_per_token, cfg, scale=1e9)
@@ -99,7 +96,9 @@ def _routing(m: Models, i: Values) -> dict[str, Ours]:
         "routed experts per group and node": by(service.experts_per_gpu, cfg.n_routed_experts, 0, cfg.n_group),
         "InfiniBand copies of a token, node limit": Ours(cfg.topk_group, "config.ModelConfig.topk_group"),
         "FP8 dispatch against BF16": by(service.times_lower, *row),
-        "NVLink to InfiniBand, effective": by(service.bandwidth_ratio, i["nvlink_effective"], i["infiniband_effective"]),
+        "NVLink to InfiniBand, effective": by(
+            service.bandwidth_ratio, i["nvlink_effective"], i["infiniband_effective"]
+        ),
     }
 
 
@@ -122,7 +121,7 @@ def _topologies(m: Models, i: Values) -> dict[str, Ours]:
     from ..hardware import topology
 
     dragonfly = tuple(i[f"dragonfly_{x}"] for x in "aphg")
-    made = {
+    made: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
         "FT2": (topology.fat_tree_2, (i["ports"],)),
         "MPFT": (topology.multi_plane, (i["ports"], i["planes"])),
         "FT3": (topology.fat_tree_3, (i["ports"],)),
@@ -141,15 +140,14 @@ def _topologies(m: Models, i: Values) -> dict[str, Ours]:
 
 @table("insights-4")
 def _step(m: Models, i: Values) -> dict[str, Ours]:
-    tokens, rows, ranks = service.step_tokens(i["sequences"], i["seq_len"]), {}, i["pipeline_ranks"]
+    tokens, ranks = service.step_tokens(i["sequences"], i["seq_len"]), i["pipeline_ranks"]
+    rows: dict[str, Ours] = {}
     for name in ("MPFT", "MRFT"):
         seconds = i[f"step_seconds_{name.lower()}"]
         rows[f"tokens per day, {name}"] = by(flops.tokens_per_day, tokens, seconds, scale=1e9)
         parts = i[f"parts_{name.lower()}"]
         rows[f"time per step, sum of its parts, {name}"] = Ours(float(np.sum(parts)), "numpy.sum")
-    rows["bubble, MPFT"] = by(
-        service.bubble_from_parts, i["parts_mpft"], ranks, i["sequences"] // (i["gpus"] // ranks)
-    )
+    rows["bubble, MPFT"] = by(service.bubble_from_parts, i["parts_mpft"], ranks, i["sequences"] // (i["gpus"] // ranks))
     return rows
 
 
@@ -243,7 +241,9 @@ def _recipe(m: Models, i: Values) -> dict[str, Ours]:
         "tokens of one step, 128K stage": by(service.step_tokens, *i["context_128k"]),
         "bias update speed until 14.3T tokens": by(schedule.bias_update_speed, train, step(i["bias_at"])),
         "weight of the MTP loss after 10T tokens": by(schedule.mtp_weight, train, step(i["mtp_at"])),
-        "standard deviation of the initial weights": Ours(cfg.initializer_range, "config.ModelConfig.initializer_range"),
+        "standard deviation of the initial weights": Ours(
+            cfg.initializer_range, "config.ModelConfig.initializer_range"
+        ),
     }
     if cfg.rope_scaling:
         low, high = rope.correction_range(cfg.qk_rope_head_dim, cfg.rope_theta, cfg.rope_scaling)
@@ -258,6 +258,7 @@ def _recipe(m: Models, i: Values) -> dict[str, Ours]:
 
 @table("report-3.2")
 def _layout(m: Models, i: Values) -> dict[str, Ours]:
+    from ..hardware.specs import GPUS
     from . import memory
 
     layout = report_layout(i)
@@ -268,8 +269,7 @@ def _layout(m: Models, i: Values) -> dict[str, Ours]:
         "nodes that an EP group spans": by(service.nodes_spanned, layout.ep, i["gpus_per_node"]),
         "parameters held twice by DualPipe": Ours(len(held), "parallel.schedules.Schedule.stage_of"),
     }
-    capacity = importlib.import_module("minidsv3.hardware.specs").GPUS[i["gpu"]].memory_bytes
-    share = 100 * report["largest"] / capacity
+    share = 100 * report["largest"] / GPUS[i["gpu"]].memory_bytes
     return rows | {"the fullest GPU, share of its memory": Ours(share, "accounting.memory.memory_report")}
 
 
@@ -335,12 +335,15 @@ def _checkpoint(m: Models, i: Values) -> dict[str, Ours]:
 @table("checkpoint-v2")
 def _checkpoint_v2(m: Models, i: Values) -> dict[str, Ours]:
     p, name = params.count_parameters(m["deepseek-v2"]), "accounting.params.count_parameters"
-    return {"parameters": Ours(p.total, name), "activated parameters": Ours(p.active_with_head_and_embedding / 1e9, name)}
+    return {
+        "parameters": Ours(p.total, name),
+        "activated parameters": Ours(p.active_with_head_and_embedding / 1e9, name),
+    }
 
 
 @table("v2-counts")
 def _sizes_v2(m: Models, i: Values) -> dict[str, Ours]:
-    rows = {}
+    rows: dict[str, Ours] = {}
     for model, head in (("DeepSeek-V2", False), ("DeepSeek-V2-Lite", True)):
         p, name = params.count_parameters(m[model.lower()]), "accounting.params.count_parameters"
         active = p.active_with_head if head else p.active_with_head_and_embedding
@@ -353,7 +356,9 @@ def _cache_widths(m: Models, i: Values) -> dict[str, Ours]:
     cfg = m["deepseek-v2"]
     unit = cfg.num_hidden_layers * cfg.v_head_dim
     rows = {k.upper(): by(inference.cache_numbers_per_token, cfg, k, scale=unit) for k in ("mla", "mha", "mqa")}
-    return rows | {"MLA, GQA groups of the same cache": by(inference.cache_numbers_per_token, cfg, "mla", scale=2 * unit)}
+    return rows | {
+        "MLA, GQA groups of the same cache": by(inference.cache_numbers_per_token, cfg, "mla", scale=2 * unit)
+    }
 
 
 @table("balancing-2")
@@ -400,18 +405,15 @@ def _economics(m: Models, i: Values) -> dict[str, Ours]:
         "share of cached input tokens": by(service.share_percent, cached, i["input_tokens"]),
         "theoretical revenue a day": by(service.revenue, *sold),
         "margin": by(service.margin_percent, i["revenue"], service.daily_cost(*cost)),
-        "prefill EP32, routed experts per GPU": by(
-            service.experts_per_gpu, experts, i["redundant"], i["prefill_gpus"]
-        ),
-        "decode EP144, routed experts per GPU": by(
-            service.experts_per_gpu, experts, i["redundant"], i["decode_gpus"]
-        ),
+        "prefill EP32, routed experts per GPU": by(service.experts_per_gpu, experts, i["redundant"], i["prefill_gpus"]),
+        "decode EP144, routed experts per GPU": by(service.experts_per_gpu, experts, i["redundant"], i["decode_gpus"]),
     }
 
 
 @table("eplb-readme")
 def _replicas(m: Models, i: Values) -> dict[str, Ours]:
-    eplb = importlib.import_module("minidsv3.parallel.eplb")
+    from ..parallel import eplb
+
     weight, printed = np.array(i["weight"], dtype=np.float32), np.array(i["phy2log"], dtype=np.int64)
     phy2log, *_ = eplb.rebalance_experts(weight, i["replicas"], i["groups"], i["nodes"], i["gpus"])
     same = (np.asarray(phy2log) == printed).sum(axis=1)

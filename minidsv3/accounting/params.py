@@ -82,9 +82,13 @@ def weights(model: Transformer) -> Iterator[Weight]:
                     own = name.split(".")[-1] if parameter_name == "weight" else parameter_name
                     yield Weight(_part(name, module), i, own, value)
     for k, module in enumerate(model.mtp, start=len(model.layers)):
-        for name, join in (
-            ("enorm", module.enorm), ("hnorm", module.hnorm), ("eh_proj", module.eh_proj), ("norm", module.shared_head.norm)
-        ):  # fmt: skip
+        joins = {
+            "enorm": module.enorm,
+            "hnorm": module.hnorm,
+            "eh_proj": module.eh_proj,
+            "norm": module.shared_head.norm,
+        }
+        for name, join in joins.items():
             yield Weight("mtp_join", k, name, join.weight)
     yield Weight("norms", None, "norm", model.norm.weight)
     if model.lm_head.weight is not model.embed_tokens.weight:

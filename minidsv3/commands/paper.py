@@ -6,14 +6,16 @@ import argparse
 import json
 from itertools import groupby
 
-from ..accounting.paper import DOES_NOT_FOLLOW, EXACT, Inputs, PaperRow, evaluate, summary
+from ..accounting.paper import DOES_NOT_FOLLOW, EXACT, STATED, Inputs, PaperRow, evaluate, summary
 from ..accounting.published import published_tables
 from .tables import text_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``paper``."""
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="a table or the beginning of its name (default: all)")
+    parser.add_argument(
+        "tables", nargs="*", metavar="TABLE", help="a table or the beginning of its name (default: all)"
+    )
     parser.add_argument("--list", action="store_true", help="only the tables' names and titles")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
@@ -58,11 +60,18 @@ def _value(text: str) -> object:
 
 def _table(rows: list[PaperRow]) -> str:
     """Published beside ours; reasons and notes stand under the rows that have one."""
+    short = {DOES_NOT_FOLLOW: "DOES NOT FOLLOW", STATED: "stated"}
     lines = [
-        [row.row, _number(row.published), _number(row.ours), row.unit, row.verdict.replace(DOES_NOT_FOLLOW, "DOES NOT FOLLOW"),
-         row.computed_by or ""]
+        [
+            row.row,
+            _number(row.published),
+            _number(row.ours),
+            row.unit,
+            short.get(row.verdict, row.verdict),
+            row.computed_by or "",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     text = text_table(["row", "published", "ours", "unit", "verdict", "computed by"], lines)
     notes = [f"  {row.row}: {row.reason}" for row in rows if row.reason and row.verdict != EXACT]
     return "\n".join([text, *notes])
