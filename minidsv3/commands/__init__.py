@@ -17,6 +17,8 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "compare": "several run folders beside each other, with the seed spread",
     "convert": "a released-format directory into bf16, fp8 or fp32",
+    "report": "the bill of a model: parameters, FLOPs, memory, cache, GPUs, one machine",
+    "paper": "every published number that can be computed, beside ours",
     "data": "list and build the text corpora",
 }
 
