@@ -121,7 +121,7 @@ class Placed(NamedTuple):
 
 
 def in_streams(ops: Sequence[Op]) -> list[Placed]:
-    """Run ops in the order given on each stream: an op starts when its stream is free and all it waits for has ended."""
+    """Run ops in their order on each stream: one starts when its stream is free and all it waits for has ended."""
     free: dict[str, float] = {}
     ended: dict[str, float] = {}
     placed = []
@@ -175,7 +175,7 @@ class Clock:
         return seconds(work, s.cluster.gpu, s.efficiencies, self._sm_share, s.fp8)
 
     def message(self, kind: str, alone: bool) -> float:
-        """Seconds of a 'dispatch', a 'cached dispatch' (of gradients) or a 'combine' of one micro-batch in one layer."""
+        """Seconds of a 'dispatch', a 'cached dispatch' (of gradients) or a 'combine' of a micro-batch in a layer."""
         s = self.setup
         row = row_bytes(s.model.hidden_size, s.fp8 and kind != "combine")
         benchmark = normal_seconds(s.tokens, row, s.traffic, s.expert_ranks, s.links)

@@ -18,6 +18,7 @@ recomputed up-projections are inside the gemm rate, which counts useful FLOPs on
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,9 +54,7 @@ class Efficiencies:
     )
     memory: float = field(
         default=0.468,
-        **_from(
-            f"{PROFILE}: the kernels that are neither gemm nor attention take 8 ms a layer pair, for the 12.6 GB counted here"
-        ),
+        **_from(f"{PROFILE}: what is neither gemm nor attention takes 8 ms a layer pair, for the 12.6 GB counted here"),
     )
     communication_sms: float = field(default=20, **_from("DeepSeek-V3 report, section 3.2.2: 20 of 132 SMs"))
 
@@ -90,8 +89,16 @@ class ModelShape:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
 
+def shape_of(config: Any) -> ModelShape:
+    """The sizes of a ``config.ModelConfig``."""
+    names = {"layers": "num_hidden_layers", "dense_layers": "first_k_dense_replace", "mtp": "num_nextn_predict_layers",
+             "heads": "num_attention_heads"}  # fmt: skip
+    values = {f.name: getattr(config, names.get(f.name, f.name)) for f in dataclasses.fields(ModelShape)}
+    return ModelShape(**{**values, "q_lora_rank": config.q_lora_rank or 0})
+
+
 class Gemm(NamedTuple):
-    """``rows x inner -> outer``, with `weights` matrices of inner x outer in memory (several experts share the rows)."""
+    """``rows x inner -> outer``; `weights` matrices of inner x outer share the rows (experts, heads)."""
 
     rows: float
     inner: int
@@ -126,7 +133,7 @@ def attention_gemms(m: ModelShape, tokens: float) -> tuple[Gemm, ...]:
 
 
 def mlp_gemms(m: ModelShape, tokens: float, routed: bool, expert_rows: float, experts: float) -> tuple[Gemm, ...]:
-    """Gate and up side by side, then down: of the dense FFN, or of shared experts and `expert_rows` rows of routed ones."""
+    """Gate and up side by side, then down: of the dense FFN; or of shared experts, and of routed ones over their rows."""
     D = m.hidden_size
     if not routed:
         return Gemm(tokens, D, 2 * m.intermediate_size), Gemm(tokens, m.intermediate_size, D)

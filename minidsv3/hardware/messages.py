@@ -59,7 +59,7 @@ def row_bytes(hidden_size: int, fp8: bool) -> float:
 
 
 def distinct_groups(groups: int, experts: int, chosen: int) -> float:
-    """Expected distinct groups that `chosen` of `experts` experts, drawn evenly, fall into: n (1 - C(E-E/n,k)/C(E,k))."""
+    """Expected distinct groups of k = `chosen` of E = `experts` experts, drawn evenly: n (1 - C(E-E/n,k)/C(E,k))."""
     if experts % groups or not 1 <= chosen <= experts:
         raise ValueError(f"groups={groups} must divide experts={experts}, and chosen={chosen} be one of them at least")
     return groups * (1 - math.comb(experts - experts // groups, chosen) / math.comb(experts, chosen))
@@ -142,7 +142,7 @@ class Measurement(NamedTuple):
 LIMITED_TO_FOUR = Traffic(3.96, 7.48)
 
 
-def fit(measurements: Sequence[Measurement], start: Links = Links()) -> Links:  # noqa: B008 (frozen)
+def fit(measurements: Sequence[Measurement], start: Links = Links()) -> Links:
     """The three constants with the least squared relative error, by a grid that closes in on the best point.
 
     Raises ValueError without measurements of both kernels: the table must fix all three.

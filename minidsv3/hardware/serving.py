@@ -88,7 +88,7 @@ def decode(setup: Setup, requests: int, context: int) -> Serving:
 
 
 def prefill(setup: Setup, sequences: int) -> Serving:
-    """`sequences` prompts of ``setup.tokens`` tokens on each GPU, forward only, in two micro-batches; normal kernels."""
+    """`sequences` prompts of ``setup.tokens`` tokens on each GPU, forward only, two micro-batches, normal kernels."""
     m, eff, gpu = setup.model, setup.efficiencies, setup.cluster.gpu
     share = 1 - eff.communication_sms / gpu.sms
     work = layer_work(m, setup.tokens, True, setup.experts_per_rank, setup.traffic.busiest, setup.fp8)
