@@ -8,8 +8,8 @@ casts, transposes, SwiGLU, permutations). Time is composed from these counts and
     attention   causal FLOPs, 2.5 times as many backward (five products instead of two), / rate
     the rest    bytes / (memory efficiency * bandwidth)
 
-Where each efficiency is from stands beside it in `Efficiencies`: they are rates of *kernel classes* in DeepSeek's
-published training profile (H800, 112 of 132 SMs for computation), none is fitted on a step time.
+Where each efficiency is from stands in `FITTED_ON`: they are rates of *kernel classes* in DeepSeek's published
+training profile (H800, 112 of 132 SMs for computation); none is fitted on a step time.
 
 Simplified: elementwise kernels are as fused as the report says (norm and cast in one pass, SwiGLU with its cast) and
 read and write each number once; FP8 scales (1/32 of the bytes), routing metadata and launch gaps are left out;
@@ -19,7 +19,7 @@ recomputed up-projections are inside the gemm rate, which counts useful FLOPs on
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .specs import GPU, H800
@@ -28,35 +28,26 @@ PARTS = ("attention F", "attention B", "attention W", "mlp F", "mlp B", "mlp W")
 PROFILE = "DeepSeek's published training profile (profile-data, train.json), 112 of 132 SMs"
 
 
-def _from(source: str) -> Any:
-    return {"metadata": {"source": source}}
-
-
 @dataclass(frozen=True)
 class Efficiencies:
-    """Shares of the peak that kernel classes reach; ``metadata["source"]`` of each field says what it was fitted on."""
+    """Shares of the peak that kernel classes reach, and the SMs that communication keeps; sources in `FITTED_ON`."""
 
-    fp8_gemm: float = field(
-        default=759e12 / (H800.fp8_flops_per_second * 112 / 132),
-        **_from(f"{PROFILE}: all FP8 gemms of a forward-backward pair, 75.6 ms for 57.4 TFLOP = 759 TFLOPS"),
-    )
-    bf16_gemm: float = field(
-        default=556e12 / (H800.bf16_flops_per_second * 112 / 132),
-        **_from(f"{PROFILE} holds no BF16 gemm: the rate of its BF16 attention kernel, 556 TFLOPS"),
-    )
-    attention_forward: float = field(
-        default=556e12 / (H800.bf16_flops_per_second * 112 / 132),
-        **_from(f"{PROFILE}: core attention forward, 556 TFLOPS, causal"),
-    )
-    attention_backward: float = field(
-        default=455e12 / (H800.bf16_flops_per_second * 112 / 132),
-        **_from(f"{PROFILE}: core attention backward, 455 TFLOPS, causal, 2.5 times the forward FLOPs"),
-    )
-    memory: float = field(
-        default=0.468,
-        **_from(f"{PROFILE}: what is neither gemm nor attention takes 8 ms a layer pair, for the 12.6 GB counted here"),
-    )
-    communication_sms: float = field(default=20, **_from("DeepSeek-V3 report, section 3.2.2: 20 of 132 SMs"))
+    fp8_gemm: float = 759e12 / (H800.fp8_flops_per_second * 112 / 132)
+    bf16_gemm: float = 556e12 / (H800.bf16_flops_per_second * 112 / 132)
+    attention_forward: float = 556e12 / (H800.bf16_flops_per_second * 112 / 132)
+    attention_backward: float = 455e12 / (H800.bf16_flops_per_second * 112 / 132)
+    memory: float = 0.468
+    communication_sms: float = 20.0
+
+
+FITTED_ON = {
+    "fp8_gemm": f"{PROFILE}: all FP8 gemms of a forward-backward pair, 57.4 TFLOP in 75.6 ms = 759 TFLOPS",
+    "bf16_gemm": f"{PROFILE} has no BF16 gemm: the rate of its BF16 attention kernel, 556 TFLOPS",
+    "attention_forward": f"{PROFILE}: core attention forward, 556 TFLOPS, causal",
+    "attention_backward": f"{PROFILE}: core attention backward, 455 TFLOPS, causal, 2.5 times the forward FLOPs",
+    "memory": f"{PROFILE}: kernels that are neither gemm nor attention, 8 ms a layer pair for the 12.6 GB counted here",
+    "communication_sms": "DeepSeek-V3 report, section 3.2.2: 20 of 132 SMs",
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +124,7 @@ def attention_gemms(m: ModelShape, tokens: float) -> tuple[Gemm, ...]:
 
 
 def mlp_gemms(m: ModelShape, tokens: float, routed: bool, expert_rows: float, experts: float) -> tuple[Gemm, ...]:
-    """Gate and up side by side, then down: of the dense FFN; or of shared experts, and of routed ones over their rows."""
+    """Gate and up side by side, then down: of the dense FFN, or of shared experts and the routed ones."""
     D = m.hidden_size
     if not routed:
         return Gemm(tokens, D, 2 * m.intermediate_size), Gemm(tokens, m.intermediate_size, D)

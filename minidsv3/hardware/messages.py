@@ -127,14 +127,11 @@ class Measurement(NamedTuple):
     def predicted(self, links: Links) -> float:
         """The same quantity by the model: DeepEP's test sizes (7168 wide, top-8 of 256; 4,096 or 128 tokens)."""
         if self.kernel == "low-latency":
-            row = 7168 + 4 * 56 + 16 if self.operation == "dispatch" else 2 * 7168
-            return low_latency_seconds(128, row, 8, self.ranks, links)
-        traffic, row = (
-            uniform_traffic(self.ranks, links.gpus_per_node, 256, 8),
-            row_bytes(7168, self.operation == "dispatch"),
-        )
-        if self.ranks > 4 * links.gpus_per_node:  # the gate of the test keeps to four nodes
-            traffic = LIMITED_TO_FOUR
+            message = 7168 + 4 * 56 + 16 if self.operation == "dispatch" else 2 * 7168
+            return low_latency_seconds(128, message, 8, self.ranks, links)
+        row = row_bytes(7168, self.operation == "dispatch")
+        small = self.ranks <= 4 * links.gpus_per_node  # the gate of the test keeps to four nodes
+        traffic = uniform_traffic(self.ranks, links.gpus_per_node, 256, 8) if small else LIMITED_TO_FOUR
         return logical_bandwidth(4096, row, traffic, normal_seconds(4096, row, traffic, self.ranks, links))
 
 
@@ -152,10 +149,10 @@ def fit(measurements: Sequence[Measurement], start: Links = Links()) -> Links:
         raise ValueError(f"measurements of normal and low-latency kernels are needed, got {sorted(kernels)}")
 
     def error(constants: Sequence[float]) -> float:
-        links = replace(start, **dict(zip(_CONSTANTS, constants)))
+        links = _with(start, constants)
         return sum(math.log(m.predicted(links) / m.value) ** 2 for m in measurements)
 
-    best = [getattr(start, name) for name in _CONSTANTS]
+    best = [start.infiniband_bytes_per_second, start.nvlink_bytes_per_second, start.low_latency_seconds]
     span = 0.5
     while span > 1e-4:
         moved = False
@@ -166,10 +163,12 @@ def fit(measurements: Sequence[Measurement], start: Links = Links()) -> Links:
                     best, moved = trial, True
         if not moved:
             span /= 2
-    return replace(start, **dict(zip(_CONSTANTS, best)))
+    return _with(start, best)
 
 
-_CONSTANTS = ("infiniband_bytes_per_second", "nvlink_bytes_per_second", "low_latency_seconds")
+def _with(links: Links, constants: Sequence[float]) -> Links:
+    infiniband, nvlink, latency = constants
+    return Links(infiniband, nvlink, latency, links.gpus_per_node)
 
 
 def ledger_seconds(rows: Iterable[Any], links: Links) -> dict[str, float]:
