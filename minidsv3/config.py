@@ -40,6 +40,8 @@ _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "moe_layer_freq": (1,),
 }
+# The same architecture under another name: Kimi-K2's released file (its architectures: DeepseekV3ForCausalLM).
+_RENAMED = {"kimi_k2": "deepseek_v3"}
 # Other spellings of a field, as the transformers library writes them.
 _ALIASES = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 _ROPE_SCALING_KEYS = {
@@ -161,6 +163,8 @@ class ModelConfig:
     def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
         """The config that the keys of a ``config.json`` describe (see `from_json`)."""
         raw = dict(raw)
+        if (renamed := _RENAMED.get(str(raw.get("model_type")))) is not None:
+            raw["model_type"] = renamed
         for key, allowed in _FIXED_KEYS.items():
             if raw.get(key) is not None:
                 _one_of(key, raw[key], allowed)
@@ -382,7 +386,7 @@ def _check_rope_scaling(scaling: dict[str, Any]) -> None:
         ok = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         _require(ok, f"rope_scaling {key}={value!r} is not a positive number")
     fast, slow = scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)
-    _require(0 < slow < fast, f"rope_scaling needs 0 < beta_slow < beta_fast, got {slow} and {fast}")
+    _require(0 < slow <= fast, f"rope_scaling needs 0 < beta_slow <= beta_fast, got {slow} and {fast}")
 
 
 def _check_phases(name: str, phases: tuple[tuple[str, float, float], ...]) -> None:

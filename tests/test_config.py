@@ -181,7 +181,7 @@ def test_key_value_heads_may_be_absent_or_all(old):
         ({"rope_scaling": {"type": "linear", "factor": 4}}, "rope type='linear' is not one of 'default', 'yarn'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "original_max_position_embeddings=None is not a positive"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "factor": 0}}, "rope_scaling factor=0 is not a positive number"),
-        ({"rope_scaling": {**V3_FILE["rope_scaling"], "beta_slow": 40}}, "0 < beta_slow < beta_fast, got 40 and 32"),
+        ({"rope_scaling": {**V3_FILE["rope_scaling"], "beta_slow": 40}}, "0 < beta_slow <= beta_fast, got 40 and 32"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "attention_factor": 2}}, "unknown keys .'attention_factor'"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "rope_type": "default"}}, "rope type is both default and yarn"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "rope_theta": 5.0}}, "rope_theta is both 5.0 and 10000.0"),
