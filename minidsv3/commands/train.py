@@ -8,8 +8,9 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
-from ..config import PRESETS, ModelConfig, TrainConfig, replace_settings
+from ..config import PRECISIONS, PRESETS, ModelConfig, TrainConfig, replace_settings
 from ..ops.plain import using_plain_ops
+from ..quant.recipe import recipe_for
 from ..train.figures import run_figures
 from ..train.runs import read_run
 from ..train.trainer import Trainer
@@ -24,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--workers", type=int, help="threads; never changes the result (default: cores, shards)")
     parser.add_argument("--init-from", metavar="DIR", help="start with the weights of a run or a model directory")
+    parser.add_argument(
+        "--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; rows change as in fp8:lm_head=fp8,moments=fp32"
+    )
+    parser.add_argument("--accumulate", choices=("fast", "exact"), help="FP8 sums: BLAS, or the emulated tensor core")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
     parser.add_argument("--plain", action="store_true", help="run the textbook form of every op (slow)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -36,10 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 after Ctrl-C."""
     settings = parse_settings(args.settings)
-    settings |= {k: v for k in ("data", "steps", "seed", "workers", "init_from") if (v := getattr(args, k)) is not None}
+    flags = ("data", "steps", "seed", "workers", "init_from", "precision", "accumulate")
+    settings |= {k: v for k in flags if (v := getattr(args, k)) is not None}
+    recipe = recipe_for(str(settings.get("precision", "fp32")), str(settings.get("accumulate", "fast")))
+    if recipe:
+        settings = {"moments_dtype": recipe.moments_dtype} | settings
+        if args.plain:
+            raise ValueError(f"--plain has the textbook ops, which know no precision={recipe.name!r}: leave one out")
     model, train = replace_settings(ModelConfig.preset(args.preset), TrainConfig.preset(args.preset), settings)
     trainer = Trainer(
-        model, train, args.out, preset=args.preset, resume=args.resume,
+        model, train, args.out, recipe=recipe, preset=args.preset, resume=args.resume,
         progress=not args.quiet and sys.stderr.isatty(), on_evaluation=_say,
     )  # fmt: skip
     with using_plain_ops() if args.plain else nullcontext():
