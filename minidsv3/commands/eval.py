@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data import ByteTokenizer, load_corpus, split_documents, validation_windows
 from ..generation.load import load_run
+from ..quant.recipe import recipe_for
 from ..train.evaluate import bits_per_byte
 from ..train.machine import worker_pool, workers_for
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    loaded = load_run(Path(args.run))
+    loaded = load_run(Path(args.run), lambda train: recipe_for(train.precision, train.accumulate))
     data, seq_len = args.data or loaded.train.data, args.seq_len or loaded.train.seq_len
     _, validation = split_documents(load_corpus(data).documents)
     windows = validation_windows(validation, ByteTokenizer(), seq_len)

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..config import PRESETS, ModelConfig, TrainConfig, replace_settings
+from ..config import PRECISIONS, PRESETS, ModelConfig, TrainConfig, replace_settings
 from ..hardware.trace import Span, write_trace
 from ..model.moe import LocalTokenDispatcher
 from ..ops.plain import using_plain_ops
@@ -20,6 +20,7 @@ from ..parallel.dispatcher import AllToAllTokenDispatcher
 from ..parallel.ranks import Ranks
 from ..parallel.wire import WIRES
 from ..plots import description, new_figure, save, style
+from ..quant.recipe import recipe_for
 from ..train.figures import run_figures
 from ..train.machine import sgemm_gflops, workers_for
 from ..train.profile import Profile
@@ -43,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--comm", choices=("sim", "mpi"), default="sim", help="ranks in this process, or under mpiexec")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds to wait for another process (mpi)")
     parser.add_argument("--wire", choices=WIRES, default="exact", help="what rows look like on a link")
+    parser.add_argument(
+        "--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; rows change as in fp8:lm_head=fp8,moments=fp32"
+    )
+    parser.add_argument("--accumulate", choices=("fast", "exact"), help="FP8 sums: BLAS, or the emulated tensor core")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
     parser.add_argument("--plain", action="store_true", help="run the textbook form of every op (slow)")
     parser.add_argument("--profile", action="store_true", help="time every op of ten steps; table, figure and trace")
@@ -56,9 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 after Ctrl-C."""
     settings = parse_settings(args.settings)
-    settings |= {k: v for k in ("data", "steps", "seed", "workers", "init_from") if (v := getattr(args, k)) is not None}
     if args.ranks is not None:
         settings["shards"] = args.ranks
+    flags = ("data", "steps", "seed", "workers", "init_from", "precision", "accumulate")
+    settings |= {k: v for k in flags if (v := getattr(args, k)) is not None}
+    recipe = recipe_for(str(settings.get("precision", "fp32")), str(settings.get("accumulate", "fast")))
+    if recipe:
+        settings = {"moments_dtype": recipe.moments_dtype} | settings
+        if args.plain:
+            raise ValueError(f"--plain has the textbook ops, which know no precision={recipe.name!r}: leave one out")
     model, train = replace_settings(ModelConfig.preset(args.preset), TrainConfig.preset(args.preset), settings)
     if args.ranks is not None and args.comm == "mpi":
         return _under_mpi(lambda: _train(args, model, train))
@@ -67,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, model: ModelConfig, train: TrainConfig) -> int:
     spread = Alone() if args.ranks is None else spread_over_ranks(args, model, train)
+    recipe = recipe_for(train.precision, train.accumulate)
     trainer = Trainer(
-        model, train, args.out, preset=args.preset, resume=args.resume,
+        model, train, args.out, recipe=recipe, preset=args.preset, resume=args.resume,
         report=print if spread.is_root else lambda said: None,
         progress=spread.is_root and not args.quiet and sys.stderr.isatty(), on_evaluation=_say, spread=spread,
         on_step=profile_into(Path(args.out), train) if args.profile else None,

@@ -139,7 +139,7 @@ class Profile:
         lines.append(f"{'outside of ops':22} {'':9} {'':7} {rest:9.2f} {1 - inside:7.1%}   Python, optimizer, waiting")
         lines.append(
             f"a step takes {1e3 * self.wall_seconds / self.steps:.1f} ms on {self.workers} worker(s): "
-            f"{self.gflop_per_step:.2f} GFLOP, {self.share_of_peak:.0%} of the {self.peak_gflops:.0f} GFLOP/s that sgemm "
-            f"reaches here (mean of {self.steps} steps; times and bytes are per step, summed over workers)"
+            f"{self.gflop_per_step:.2f} GFLOP, {self.share_of_peak:.0%} of the {self.peak_gflops:.0f} GFLOP/s that "
+            f"sgemm reaches here (mean of {self.steps} steps; times and bytes are per step, summed over workers)"
         )
         return "\n".join(lines)

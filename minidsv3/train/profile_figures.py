@@ -30,7 +30,8 @@ def time_per_op(ax: Axes, rows: Sequence[Row], peak_gflops: float, share_of_peak
     ms = [1e3 * r.seconds for r in shown] + ([1e3 * sum(r.seconds for r in rest)] if rest else [])
     where = np.arange(len(names), dtype=np.int64)
     gemm = [r.gflops > 0 for r in shown] + ([False] if rest else [])
-    bars = ax.barh(where, ms, color=[colour(0) if g else GREY for g in gemm], hatch=[HATCHES[0 if g else 1] for g in gemm])
+    colours, hatches = [colour(0) if g else GREY for g in gemm], [HATCHES[0 if g else 1] for g in gemm]
+    bars = ax.barh(where, ms, color=colours, hatch=hatches)
     labels = [f"{r.gflops / peak_gflops:.0%} of peak" if r.gflops else "" for r in shown] + ([""] if rest else [])
     ax.bar_label(bars, labels, padding=3, fontsize=9)
     ax.set_yticks(where, names)

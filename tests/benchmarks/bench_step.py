@@ -140,7 +140,7 @@ def contestants(
 def race(preset: str, path: Path, n_threads: int, kernel: str | None, rounds: int) -> dict[str, Any]:
     """One table row: ratios, quiet test, memory, share of the gemm peak."""
     from minidsv3 import TrainConfig
-    from minidsv3.train.machine import environment, sgemm_gflops
+    from minidsv3.train.machine import environment
 
     cfg = TrainConfig.preset(preset)
     entrants = contestants(preset, path, n_threads, kernel, (cfg.batch_size, cfg.seq_len))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -108,8 +109,7 @@ def threads(n: int) -> dict[str, str]:
 def reset_peak() -> None:
     """Begin the process's peak memory anew (Linux)."""
     try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         pass
 
@@ -117,8 +117,8 @@ def reset_peak() -> None:
 def memory(field_name: str) -> int | None:
     """VmRSS or VmHWM of this process in bytes (Linux)."""
     try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field_name + ":"))
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field_name + ":"))
     except OSError:
         return None
 
