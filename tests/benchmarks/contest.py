@@ -14,7 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,8 @@ def threads(n: int) -> dict[str, str]:
 
 def reset_peak() -> None:
     """Begin the process's peak memory anew (Linux)."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def memory(field_name: str) -> int | None:
