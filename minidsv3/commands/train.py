@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,14 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, model: ModelConfig, train: TrainConfig) -> int:
     spread = Alone() if args.ranks is None else spread_over_ranks(args, model, train)
     recipe = recipe_for(train.precision, train.accumulate)
+    profile = profile_into(Path(args.out), train) if args.profile else None
     trainer = Trainer(
         model, train, args.out, recipe=recipe, preset=args.preset, resume=args.resume,
         report=print if spread.is_root else lambda said: None,
         progress=spread.is_root and not args.quiet and sys.stderr.isatty(), on_evaluation=_say, spread=spread,
-        on_step=profile_into(Path(args.out), train) if args.profile else None,
+        on_step=profile,
     )  # fmt: skip
-    with using_plain_ops() if args.plain else nullcontext():
+    with using_plain_ops() if args.plain else nullcontext(), closing(profile) if profile else nullcontext():
         done = trainer.run()
     if isinstance(spread, OnRanks):
         ledger = spread.comm.gathered()
