@@ -5,7 +5,7 @@ Before anything is timed, the peer's gradients are compared with ours, tensor by
     step, 2 threads      wall time; ours two shards on two workers, the peer two OpenMP threads
     step, 1 thread       CPU time
     sgemm peak           share of the measured matmul speed of two cores that our step reaches
-    memory               peak of a step above model and optimizer
+    memory               peak of a step above model and optimizer; with recomputation in --growth
     batch, experts       time per token for batches 4 to 32, and 128 experts against 8 at equal active work (1 thread)
 """
 
@@ -32,8 +32,8 @@ def batch(batch_size: int, seq_len: int, seed: int = 1) -> tuple[np.ndarray, np.
     return rows[:, :-1].copy(), rows[:, 1:].copy()
 
 
-def build_ours(preset: str, workers: int, batch_size: int | None = None, shards: int = 2, model: Any = None) -> Any:
-    """Our training step on random tokens; the dict `model` changes fields of the preset."""
+def build_ours(preset: str, workers: int, model: Any = None, **changes: Any) -> Any:
+    """Our training step on random tokens; `model` and `changes` replace fields of the preset's two configs."""
     import dataclasses
     from contextlib import ExitStack
 
@@ -46,9 +46,7 @@ def build_ours(preset: str, workers: int, batch_size: int | None = None, shards:
     net = Transformer(dataclasses.replace(ModelConfig.preset(preset), **(model or {})))
     net.init_weights(np.random.default_rng(0))
     cfg = TrainConfig.preset(preset)
-    cfg = dataclasses.replace(
-        cfg, learning_rate=SETTINGS["lr"], warmup_steps=0, batch_size=batch_size or cfg.batch_size, shards=shards
-    )
+    cfg = dataclasses.replace(cfg, learning_rate=SETTINGS["lr"], warmup_steps=0, **changes)
     flat = FlatParameters(net)
     optimizer, gradients = AdamW(flat, cfg), [flat.new_gradient() for _ in range(cfg.shards)]
     shards = cut(*batch(cfg.batch_size, cfg.seq_len), cfg.shards)
@@ -220,7 +218,15 @@ def growth(rounds: int, kernel: str | None) -> dict[str, Any]:
         entrant.stop()
     per_token = {n: statistics.median(outcome.cpu[n]) / (128 * variants[n].get("batch_size", 16)) for n in variants}
     batches = [per_token[n] for n in variants if n.startswith("batch")]
+    memory = {}
+    for recompute in (False, True):
+        entrant = Contestant("memory", build_ours, {"preset": "tiny", "workers": 2, "recompute": recompute}, blas)
+        entrant.start()
+        wall = entrant.work(5)[0]
+        memory["recomputed" if recompute else "kept"] = {"peak_bytes": entrant.peak_bytes(), "milliseconds": 1e3 * wall}
+        entrant.stop()
     return {
+        "activations": memory,
         "microseconds_per_token": {n: 1e6 * s for n, s in per_token.items()},
         "batch_spread": max(batches) / min(batches) - 1,
         "experts_128_against_8": outcome.ratio("128 experts", "8 experts", "cpu"),
