@@ -312,10 +312,9 @@ def _sizes(m: Models, i: Values) -> dict[str, Ours]:
         "MTP activated, with head (revised README)": drafting,
         "MTP activated, with head and embedding (first README)": drafting + p.by_part["embedding"],
     }
-    stored = by(lambda: params.parameter_report(cfg)["mtp_parameters_as_stored"], scale=1e9)
-    return {row: Ours(value / 1e9, name) for row, value in values.items()} | {
-        "MTP as stored": Ours(stored.value, "accounting.params.parameter_report")
-    }
+    stored = params.parameter_report(cfg)["mtp_parameters_as_stored"] / 1e9
+    rows = {row: Ours(value / 1e9, name) for row, value in values.items()}
+    return rows | {"MTP as stored": Ours(stored, "accounting.params.parameter_report")}
 
 
 @table("checkpoint-v3")
