@@ -56,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"constants": constants, "measurements": rows, "simplified": [SIMPLIFIED]}, indent=1))
         return 0
     rates = links.infiniband_bytes_per_second / 1e9, links.nvlink_bytes_per_second / 1e9
-    print(
-        f"InfiniBand {rates[0]:.2f} GB/s, NVLink {rates[1]:.1f} GB/s, latency {links.low_latency_seconds * 1e6:.1f} us\n"
-    )
+    microseconds = 1e6 * links.low_latency_seconds
+    print(f"InfiniBand {rates[0]:.2f} GB/s, NVLink {rates[1]:.1f} GB/s, latency {microseconds:.1f} us\n")
     rows_ = []
     for m, r in zip(measured, residuals):
         scale, unit = (1e-6, "us") if m.kernel == "low-latency" else (1e9, "GB/s")

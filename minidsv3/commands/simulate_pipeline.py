@@ -134,7 +134,7 @@ def _write_figure(path: str, found: dict[str, Schedule], durations: dict[str, fl
         data: dict[str, Any] = {}
         for ax, (name, plan) in zip(axes, found.items()):
             times = timeline(plan, _same_model(plan, durations), hop=hop)
-            gantt(ax, times, name + (" (stages half as long)" if plan.stages > plan.ranks else ""))
+            gantt(ax, times, name + (" (stages half as long)" if plan.stages > plan.ranks else ""), ax is axes[-1])
             flat = [
                 (r, op[0], s, e)
                 for r, row in enumerate(times.schedule)

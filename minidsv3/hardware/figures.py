@@ -22,7 +22,7 @@ MEANING = {
 }
 
 
-def gantt(ax: Axes, timeline: Any, name: str) -> Axes:
+def gantt(ax: Axes, timeline: Any, name: str, legend: bool = True) -> Axes:
     """When each rank computes what; white is waiting. `timeline` as `parallel.timeline.timeline` gives it."""
     for rank, row in enumerate(timeline.schedule):
         for op, start, end in zip(row, timeline.start[rank], timeline.end[rank]):
@@ -41,15 +41,9 @@ def gantt(ax: Axes, timeline: Any, name: str) -> Axes:
     ax.invert_yaxis()
     ax.grid(False)
     kinds = [k for k in KINDS if any(op[0] == k for row in timeline.schedule for op in row)]
-    ax.legend(
-        handles=[Patch(color=KINDS[k], label=MEANING[k]) for k in kinds],
-        ncols=len(kinds),
-        loc="lower right",
-        bbox_to_anchor=(1.01, 0.97),
-        fontsize=8,
-        columnspacing=1.0,
-        handlelength=1.2,
-    )
+    if legend:
+        handles = [Patch(color=KINDS[k], label=MEANING[k]) for k in kinds]
+        ax.legend(handles=handles, ncols=len(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.28), fontsize=9)
     finding = f"{name}: ends at {timeline.makespan:g}, ranks wait {idle:.0f} % of the time"
     describe(ax, f"{finding}; {ranks} ranks, at most {max(timeline.peak_live)} chunks alive on one of them.")
     return headline(ax, finding)
@@ -111,10 +105,9 @@ def cost_per_endpoint(ax: Axes, sizes: Mapping[str, Sequence[int]], costs: Mappi
     ax.set(xlabel="endpoints", ylabel="cost of an endpoint (k$, calibrated prices)")
     ax.set_ylim(bottom=0)
     ax.legend()
-    two, three = (float(np.mean(costs[name])) for name in ("MPFT", "FT3"))
-    finding = (
-        f"Planes keep the price of a two-layer tree: {two / 1e3:.1f} k$ an endpoint, three layers {three / 1e3:.1f}"
-    )
+    size, two = sizes["MPFT"][-1], costs["MPFT"][-1] / 1e3
+    three = costs["FT3"][int(np.argmin(np.abs(np.array(sizes["FT3"]) - size)))] / 1e3
+    finding = f"Near {size:,} endpoints planes cost {two:.1f} k$ an endpoint, three layers {three:.1f} k$"
     describe(ax, f"{finding}. Families: {', '.join(sizes)}.")
     return headline(ax, finding)
 
