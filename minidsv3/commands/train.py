@@ -15,6 +15,7 @@ from ..model.moe import LocalTokenDispatcher
 from ..ops.plain import using_plain_ops
 from ..parallel.comm import Ledgered, RankError, SimCommunicator
 from ..parallel.dispatcher import AllToAllTokenDispatcher
+from ..parallel.faults import KINDS, Fault, Faulty
 from ..parallel.ranks import Ranks
 from ..parallel.wire import WIRES
 from ..train.figures import run_figures
@@ -36,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, metavar="R", help="spread the step over R ranks, one shard each")
     parser.add_argument("--gpus-per-node", type=int, metavar="G", help="ranks that share a node (default: 8, or all)")
     parser.add_argument("--comm", choices=("sim", "mpi"), default="sim", help="ranks in this process, or under mpiexec")
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="KIND:RANK:CALL[:OPERATION[:SECONDS]]",
+        help=f"let a rank fail at a collective; kinds: {', '.join(KINDS)}",
+    )  # fmt: skip
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds to wait for another process (mpi)")
     parser.add_argument("--wire", choices=WIRES, default="exact", help="what rows look like on a link")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
@@ -93,7 +98,10 @@ def spread_over_ranks(args: argparse.Namespace, model: ModelConfig, train: Train
     else:
         engine = SimCommunicator(args.ranks, gpus_per_node)
     workers = (train.workers or 1) if args.comm == "mpi" else workers_for(train.workers, args.ranks)
-    ranks = Ranks(Ledgered(engine), workers, args.timeout)
+    comm: Any = Ledgered(engine)
+    if args.fault:
+        comm = Faulty(comm, [Fault.parse(text) for text in args.fault], args.timeout)
+    ranks = Ranks(comm, workers, args.timeout)
     E = model.n_routed_experts
     dispatcher = AllToAllTokenDispatcher(ranks, E, WIRES[args.wire], alone=LocalTokenDispatcher(E))
     description = {"ranks": args.ranks, "gpus_per_node": gpus_per_node, "comm": args.comm, "wire": args.wire}
