@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fault", action="append", default=[], metavar="KIND:RANK:CALL[:OPERATION[:SECONDS]]",
         help=f"let a rank fail at a collective; kinds: {', '.join(KINDS)}",
     )  # fmt: skip
+    parser.add_argument(
+        "--trace-routing", type=int, default=0, metavar="N", help="keep the routing of every N-th step for `simulate`"
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds to wait for another process (mpi)")
     parser.add_argument("--wire", choices=WIRES, default="exact", help="what rows look like on a link")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
@@ -70,6 +73,7 @@ def _train(args: argparse.Namespace, model: ModelConfig, train: TrainConfig) -> 
         model, train, args.out, preset=args.preset, resume=args.resume,
         report=print if spread.is_root else lambda said: None,
         progress=spread.is_root and not args.quiet and sys.stderr.isatty(), on_evaluation=_say, spread=spread,
+        trace_routing=args.trace_routing,
     )  # fmt: skip
     with using_plain_ops() if args.plain else nullcontext():
         done = trainer.run()
