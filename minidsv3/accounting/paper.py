@@ -100,6 +100,7 @@ def evaluate(tables: list[str] | None = None, inputs: Inputs | None = None) -> l
     ValueError
         A table that is not there, or inputs that a function refuses.
     """
+    from . import predictions  # noqa: F401 (registers its rows)
     from .paper_rows import ROWS
 
     known, inputs = published_tables(), inputs or Inputs.published()

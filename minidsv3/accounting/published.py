@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..config import data_file
 
-FILES = ("insights", "report", "checkpoints", "v2", "balancing", "deepep")
+FILES = ("insights", "report", "checkpoints", "v2", "balancing", "deepep", "clock")
 
 
 class Table(NamedTuple):

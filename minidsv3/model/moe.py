@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..autograd import Array, Parameter, Tensor
+from ..autograd import Array, Parameter, ParameterPart, Tensor
 from ..config import ModelConfig
 from ..ops.linear import grouped_linear, linear
 from ..ops.routing import gate_scores, gate_weights, permute, select_experts, unpermute
@@ -46,7 +46,11 @@ class Dispatcher(Protocol):
     """Brings token rows to their experts and back."""
 
     def dispatch(self, x: Tensor, topk_idx: Array, topk_weight: Tensor) -> tuple[Tensor, Any]:
-        """Rows sorted by expert [N, D], and a handle with `rows_per_expert` [E] for the way back."""
+        """Rows sorted by expert [N, D], and a handle for the way back.
+
+        The handle says which `experts` they are for (an index into the E experts, None for all), and their number
+        for each, `rows_per_expert`.
+        """
         ...
 
     def combine(self, rows: Tensor, handle: Any) -> Tensor:
@@ -61,6 +65,7 @@ class LocalHandle(NamedTuple):
     token_of_row: Array  # int64 [N]
     row_of_slot: Array  # int64 [T, K]
     topk_weight: Tensor  # [T, K]
+    experts: None = None  # all of them
 
 
 class LocalTokenDispatcher:
@@ -127,9 +132,21 @@ class Experts(Module):
         self.down = Parameter((E, D, F), {f"{e}.down_proj.weight": e for e in range(E)})
         self._gemm_up, self._gemm_down = gemm_of(recipe, "experts.gate_up"), gemm_of(recipe, "experts.down_proj")
 
-    def forward(self, rows: Tensor, rows_per_expert: Array) -> Tensor:
-        hidden = swiglu(grouped_linear(rows, self.gate_up, rows_per_expert, self._gemm_up))  # [N, F]
-        return grouped_linear(hidden, self.down, rows_per_expert, self._gemm_down)
+        self._held: dict[Any, tuple[Parameter, Parameter]] = {}
+
+    def forward(self, rows: Tensor, rows_per_expert: Array, experts: Any = None) -> Tensor:
+        gate_up, down = self.held(experts)
+        hidden = swiglu(grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up))  # [N, F]
+        return grouped_linear(hidden, down, rows_per_expert, self._gemm_down)
+
+    def held(self, experts: slice | None) -> tuple[Parameter, Parameter]:
+        """gate_up and down of some experts, the same objects at each call: what one rank holds (None: all)."""
+        if experts is None:
+            return self.gate_up, self.down
+        key = experts.start, experts.stop
+        if key not in self._held:
+            self._held[key] = ParameterPart(self.gate_up, experts), ParameterPart(self.down, experts)
+        return self._held[key]
 
 
 class MoE(Module):
@@ -153,7 +170,7 @@ class MoE(Module):
         tokens = reshape(x, (-1, x.shape[-1]))  # [T, D]
         routing = self.gate(tokens)
         rows, handle = self._dispatcher.dispatch(tokens, routing.topk_idx, routing.topk_weight)  # [N, D]
-        y = self._dispatcher.combine(self.experts(rows, handle.rows_per_expert), handle)  # [T, D]
+        y = self._dispatcher.combine(self.experts(rows, handle.rows_per_expert, handle.experts), handle)  # [T, D]
         if self._has_shared:
             y = add(y, self.shared_experts(tokens))
         return reshape(y, x.shape), routing

@@ -31,7 +31,7 @@ from ..autograd import Array
 LINKS = ("local", "NVLink", "InfiniBand")  # 'local' is a copy inside one GPU: it crosses no link
 
 
-class RankError(RuntimeError):
+class RankError(ConnectionError):
     """A rank died, hung or sent what can't be; the message names rank and operation."""
 
 
@@ -78,7 +78,7 @@ class Communicator(Protocol):
         """Wait until every process is here."""
         ...
 
-    def split(self, colour_of_rank: Sequence[int]) -> list[Communicator]:
+    def split(self, colour_of_rank: Sequence[int]) -> Sequence[Communicator]:
         """A communicator for each colour that one of the local ranks has, in order of colours.
 
         In it, ranks count from 0 in the order of the global ones, which are its `members`.
@@ -363,6 +363,25 @@ class Ledgered(Collectives):
         for rank, array in values.items():
             others = self._members[self._members != self.members[rank]]
             self.ledger.add(operation, self.members[rank], others, int(array.size > 0), array.nbytes)
+
+    def gathered(self) -> Ledger:
+        """The ledgers of all processes in one; a collective, itself not counted."""
+        R, first = len(self.ledger.link_of_pair), self.local_ranks[0]
+        whole = Ledger(R, self.gpus_per_node)
+        for mine, all_of_it, shape in (
+            (self.ledger._counts, whole._counts, np.zeros((2, R, R), dtype=np.int64)),
+            (self.ledger._late, whole._late, np.zeros(R, dtype=np.float64)),
+        ):
+            names = np.frombuffer("\n".join(mine).encode("utf-8"), dtype=np.uint8)
+            everybody = self.engine.all_gather(dict.fromkeys(self.local_ranks, names), "ledger")[first]
+            for operation in sorted(
+                {name for said in everybody for name in said.tobytes().decode("utf-8").split("\n")}
+            ):
+                if operation:
+                    values = dict.fromkeys(self.local_ranks, np.zeros_like(shape))
+                    values[first] = mine.get(operation, shape)
+                    all_of_it[operation] = self.engine.all_reduce(values, "ledger")[first]
+        return whole
 
     def barrier(self) -> None:
         """See `Communicator`."""

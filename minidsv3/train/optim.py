@@ -10,7 +10,7 @@ Master weights and gradients are float32; moments are float32, or bfloat16 as in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,13 +32,13 @@ class FlatGradient(NamedTuple):
 
 
 class FlatParameters:
-    """All parameters of a model as views of one array `data`, matrices first."""
+    """All parameters of a model as views of one array `data`, matrices first (those in `first` before all)."""
 
-    def __init__(self, model: Module) -> None:
-        self.parameters = sorted(model.parameters(), key=lambda p: len(p.shape) == 1)  # stable: matrices, vectors
+    def __init__(self, model: Module, first: Collection[Parameter] = ()) -> None:
+        self.parameters = sorted(model.parameters(), key=lambda p: (p not in first, len(p.shape) == 1))  # stable
         sizes = [p.data.size for p in self.parameters]
         stops = np.cumsum(sizes).tolist()
-        self._ranges = [(stop - size, stop) for size, stop in zip(sizes, stops)]
+        self.ranges = {p: (stop - size, stop) for p, size, stop in zip(self.parameters, sizes, stops)}
         self.decayed = sum(p.data.size for p in self.parameters if len(p.shape) > 1)
         self.data = np.concatenate([p.data.reshape(-1) for p in self.parameters])
         for parameter, view in self.views(self.data).items():
@@ -46,7 +46,7 @@ class FlatParameters:
 
     def views(self, flat: Array) -> dict[Parameter, Array]:
         """Each parameter's part of a flat array, in its shape."""
-        return {p: flat[a:b].reshape(p.shape) for p, (a, b) in zip(self.parameters, self._ranges)}
+        return {p: flat[a:b].reshape(p.shape) for p, (a, b) in self.ranges.items()}
 
     def new_gradient(self) -> FlatGradient:
         """A flat gradient of zeros and its views."""
@@ -62,6 +62,7 @@ class AdamW:
         self.flat, self._cfg = flat, cfg
         self.exp_avg = np.zeros(flat.data.size, dtype=dtype)
         self.exp_avg_sq = np.zeros(flat.data.size, dtype=dtype)
+        self.owned = [(0, flat.data.size)]  # the ranges that are stepped here; the moments of others stay untouched
 
     def step(self, gradient: Array, step: int, learning_rate: float, scale: float, run: Run = map) -> None:
         """Move the parameters against ``scale * gradient``; `step` counts from 1 (bias correction)."""
@@ -91,10 +92,11 @@ class AdamW:
             pass
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of at most BLOCK elements that do not straddle the end of the decayed part."""
-        for start, stop in ((0, self.flat.decayed), (self.flat.decayed, self.flat.data.size)):
-            for a in range(start, stop, BLOCK):
-                yield a, min(a + BLOCK, stop)
+        """Owned ranges of at most BLOCK elements that do not straddle the end of the decayed part."""
+        end = self.flat.decayed
+        for start, stop in self.owned:
+            for a, b in ((start, min(stop, end)), (max(start, end), stop)):
+                yield from ((i, min(i + BLOCK, b)) for i in range(a, b, BLOCK))
 
     def named_moments(self, model: Module) -> Iterator[tuple[str, Array]]:
         """Views of both moments under the released name of each tensor: 'exp_avg.model.norm.weight', ..."""
