@@ -29,7 +29,8 @@ def test_rows_are_well_formed(name):
 
 
 def test_every_file_is_read():
-    assert {p.stem for p in data_file("published/insights.json").parent.glob("*.json")} == set(FILES)
+    files = data_file("published/insights.json").parent.glob("*.json")
+    assert {p.stem for p in files if "tables" in json.loads(p.read_text(encoding="utf-8"))} == set(FILES)
 
 
 def test_every_function_has_its_table():

@@ -1,24 +1,9 @@
 """Arithmetic of serving and training, each against a count by hand or another way to the same number."""
 
-import numpy as np
 import pytest
 
 from minidsv3.accounting import service
 from minidsv3.parallel.schedules import build, parts
-from minidsv3.parallel.wire import NORMAL
-
-
-def test_expert_communication_is_bytes_over_bandwidth():
-    seconds = service.expert_communication_seconds(7000, 32, 9, 3, 50e9)
-    assert seconds == pytest.approx(120.96e-6)
-    assert service.token_rate(service.seconds_per_output_token(seconds, 61)) == pytest.approx(67.76, abs=0.01)
-
-
-def test_rows_are_as_wide_as_those_that_are_sent():
-    row = np.ones((1, 7168), dtype=np.float32)
-    assert service.dispatch_row_bytes(7168) == NORMAL.dispatch.encode(row).nbytes
-    assert service.combine_row_bytes(7168) == NORMAL.combine.encode(row).nbytes
-    assert service.dispatch_row_bytes(300, header=16) == 300 + 3 * 4 + 16
 
 
 def test_hours_dollars_and_days_agree():
