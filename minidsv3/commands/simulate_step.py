@@ -32,7 +32,7 @@ from .tables import text_table
 
 PARTS = ("1F", "bubble", "1B", "1W", "1F1B", "optimizer")
 SIMPLIFIED = (
-    "layers are spread over stages by a rule (V3: 15 stages of 4, the last one with both heads); the real map is not published",
+    "layers are spread over stages by a rule (V3: 15 stages of 4, the last with both heads); the real map is unknown",
     "chunks that overlap with nothing wait for their messages, and their weight parts run on no second stream",
     "routing is even unless --routing says otherwise; no stragglers, no checkpoints, no other jobs on the network",
     "messages between stages delay the next chunk and take no bandwidth from dispatch and combine",
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--constants", action="store_true", help="also print every fitted constant and its source")
     parser.add_argument("--trace", metavar="FILE", help="write the step as a Chrome trace (Perfetto opens it)")
     parser.add_argument("--figure", metavar="FILE", help="where the seconds go (.png, .svg, .pdf)")
+    parser.add_argument("--what-if", metavar="FILE", help="figure of the step under a dozen changes, one at a time")
     parser.add_argument("--json", action="store_true")
 
 
@@ -68,9 +69,11 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="deepseek-v3")
     parser.add_argument("--config", metavar="FILE", help="a config.json instead of a preset")
     parser.add_argument(
-        "--hardware", default="h800", metavar="FILE",
+        "--hardware",
+        default="h800",
+        metavar="FILE",
         help=f"a JSON file (schema: minidsv3/hardware/specs.py, a unit on every field) or {', '.join(CLUSTERS)}",
-    )  # fmt: skip
+    )
     parser.add_argument("--infiniband-speed", type=float, default=1.0, metavar="X", help="InfiniBand X times as fast")
     parser.add_argument("--network-speed", type=float, default=1.0, metavar="X", help="all links; inf is allowed")
     parser.add_argument("--lost-planes", type=int, default=0, metavar="N", help="of 8, relayed over NVLink")
@@ -111,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         _write_trace(args.trace, setup, result)
     if args.figure:
         _write_figure(args.figure, report)
+    if args.what_if:
+        _write_what_if(args)
     print(json.dumps(report, indent=1) if args.json else _text(report))
     return 0
 
@@ -120,10 +125,22 @@ def make_setup(args: argparse.Namespace) -> tuple[ModelConfig, Setup]:
     config, cluster, links = machine(args)
     if not args.gemm_speed > 0:
         raise ValueError(f"--gemm-speed {args.gemm_speed} must be positive")
-    setup = Setup(shape_of(config), cluster, args.gpus, args.pp, args.ep, tokens=args.seq_len, fp8=args.precision == "fp8",
-                  overlap=not args.no_overlap, links=links, traffic=_traffic(args, config, links))  # fmt: skip
+    setup = Setup(
+        shape_of(config),
+        cluster,
+        args.gpus,
+        args.pp,
+        args.ep,
+        tokens=args.seq_len,
+        fp8=args.precision == "fp8",
+        overlap=not args.no_overlap,
+        links=links,
+        traffic=_traffic(args, config, links),
+    )
     eff = setup.efficiencies
-    faster = dataclasses.replace(eff, fp8_gemm=eff.fp8_gemm * args.gemm_speed, bf16_gemm=eff.bf16_gemm * args.gemm_speed)
+    faster = dataclasses.replace(
+        eff, fp8_gemm=eff.fp8_gemm * args.gemm_speed, bf16_gemm=eff.bf16_gemm * args.gemm_speed
+    )
     latency = 0.0 if math.isinf(args.network_speed) else setup.hop_latency_seconds
     return config, dataclasses.replace(setup, efficiencies=faster, hop_latency_seconds=latency)
 
@@ -146,14 +163,18 @@ def gate_traffic(config: ModelConfig, limit: int, ranks: int, gpus_per_node: int
     E, rng = config.n_routed_experts, np.random.default_rng(0)
     scores = rng.random((TOKENS_OF_MONTE_CARLO, E), dtype=np.float32)
     topk_idx = select_experts(
-        scores, np.zeros(E, dtype=np.float32), top_k=config.num_experts_per_tok, n_group=config.n_group,
-        topk_group=limit, method=config.topk_method,
-    )  # fmt: skip
+        scores,
+        np.zeros(E, dtype=np.float32),
+        top_k=config.num_experts_per_tok,
+        n_group=config.n_group,
+        topk_group=limit,
+        method=config.topk_method,
+    )
     return traffic_of(topk_idx, E, ranks, gpus_per_node)._replace(busiest=1.0)
 
 
 def _traced(path: str, config: ModelConfig, ranks: int, gpus_per_node: int) -> Traffic:
-    """Traffic of a trace: ``topk_idx`` int [steps, layers, T, K]; the load is that of the busiest rank, mean over layers."""
+    """Traffic of a trace: ``topk_idx`` int [steps, layers, T, K]; busiest rank of each layer, mean over layers."""
     from safetensors.numpy import load_file
 
     content = load_file(path)
@@ -178,10 +199,16 @@ def _report(args: argparse.Namespace, config: ModelConfig, setup: Setup, result:
         report[f"tflops_{attention}"] = achieved / 1e12
         report[f"mfu_{attention}"] = achieved / setup.cluster.gpu.bf16_flops_per_second
     hours = args.train_tokens / tokens * result.seconds / 3600 * setup.gpus
-    report |= {"train_tokens": args.train_tokens, "gpu_hours": hours, "usd": hours * setup.cluster.usd_per_gpu_hour,
-               "nodes_per_token": setup.traffic.nodes_per_token, "ranks_per_token": setup.traffic.ranks_per_token,
-               "busiest_rank": setup.traffic.busiest, "chunk_seconds": _chunks(setup, args.schedule),
-               "peak_live_chunks": max(result.timeline.peak_live)}  # fmt: skip
+    report |= {
+        "train_tokens": args.train_tokens,
+        "gpu_hours": hours,
+        "usd": hours * setup.cluster.usd_per_gpu_hour,
+        "nodes_per_token": setup.traffic.nodes_per_token,
+        "ranks_per_token": setup.traffic.ranks_per_token,
+        "busiest_rank": setup.traffic.busiest,
+        "chunk_seconds": _chunks(setup, args.schedule),
+        "peak_live_chunks": max(result.timeline.peak_live),
+    }
     changed = _changed_flags(args)
     if changed:
         base = argparse.Namespace(**{**vars(args), **changed})
@@ -206,10 +233,16 @@ def published_step() -> dict[str, Any]:
     given = tables["insights-4"].inputs
     parts = dict(zip(PARTS, given["parts_mpft"]))
     printed = {row["row"]: float(row["published"]) for row in tables["insights-4"].rows}
-    return {"step_seconds": given["step_seconds_mpft"], "parts_seconds": parts,
-            "tokens_per_day": printed["tokens per day, MPFT"] * 1e9, "gpu_hours": tables["report-1"].inputs["pre_training_hours"],
-            "tflops_causal": printed["TFLOPS causal, MPFT"], "tflops_full": printed["TFLOPS non-causal, MPFT"],
-            "mfu_causal": printed["MFU causal, MPFT"] / 100, "mfu_full": printed["MFU non-causal, MPFT"] / 100}  # fmt: skip
+    return {
+        "step_seconds": given["step_seconds_mpft"],
+        "parts_seconds": parts,
+        "tokens_per_day": printed["tokens per day, MPFT"] * 1e9,
+        "gpu_hours": tables["report-1"].inputs["pre_training_hours"],
+        "tflops_causal": printed["TFLOPS causal, MPFT"],
+        "tflops_full": printed["TFLOPS non-causal, MPFT"],
+        "mfu_causal": printed["MFU causal, MPFT"] / 100,
+        "mfu_full": printed["MFU non-causal, MPFT"] / 100,
+    }
 
 
 def _chunks(setup: Setup, schedule: str) -> dict[str, float]:
@@ -220,9 +253,26 @@ def _chunks(setup: Setup, schedule: str) -> dict[str, float]:
     return {**kinds, "FB": clock.duration("FB", middle, max(middle - 1, 0)), "hop": clock.hop}
 
 
-_WHAT_IF = ("hardware", "schedule", "precision", "node_limit", "no_overlap", "gemm_speed", "routing", "infiniband_speed",
-            "network_speed", "lost_planes", "hashed_flows", "preset", "config", "gpus", "pp", "ep", "micro_batches",
-            "seq_len")  # fmt: skip
+_WHAT_IF = (
+    "hardware",
+    "schedule",
+    "precision",
+    "node_limit",
+    "no_overlap",
+    "gemm_speed",
+    "routing",
+    "infiniband_speed",
+    "network_speed",
+    "lost_planes",
+    "hashed_flows",
+    "preset",
+    "config",
+    "gpus",
+    "pp",
+    "ep",
+    "micro_batches",
+    "seq_len",
+)
 
 
 def _changed_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -250,11 +300,46 @@ def _write_figure(path: str, report: dict[str, Any]) -> None:
 
     beside = report.get("published") or report["unchanged"]
     label = "published (Table 4)" if "published" in report else "unchanged machine"
-    figure, (ax,) = plots.new_figure(panel=(8.2, 3.6))
-    where_the_seconds_go(ax, {"predicted": report["parts_seconds"], label: beside["parts_seconds"]})
-    data = {"part": list(PARTS), "predicted": [report["parts_seconds"][p] for p in PARTS],
-            label: [beside["parts_seconds"][p] for p in PARTS]}  # fmt: skip
+    with plots.style():
+        figure, (ax,) = plots.new_figure(panel=(8.2, 3.2))
+        where_the_seconds_go(ax, {"predicted": report["parts_seconds"], label: beside["parts_seconds"]})
+    data = {
+        "part": list(PARTS),
+        "predicted": [report["parts_seconds"][p] for p in PARTS],
+        label: [beside["parts_seconds"][p] for p in PARTS],
+    }
     plots.save(figure, Path(path), data=data, text=plots.description(ax))
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "half the InfiniBand": {"infiniband_speed": 0.5},
+    "twice the InfiniBand": {"infiniband_speed": 2.0},
+    "infinite network": {"network_speed": math.inf},
+    "gemms twice as fast": {"gemm_speed": 2.0},
+    "BF16 gemms and dispatch": {"precision": "bf16"},
+    "8 nodes a token, not 4": {"node_limit": 8},
+    "no overlap": {"no_overlap": True},
+    "1F1B": {"schedule": "1f1b"},
+    "ZB1P": {"schedule": "zb1p"},
+    "64 flows hashed on 32 links": {"hashed_flows": 64},
+    "one plane of 8 lost": {"lost_planes": 1},
+}
+
+
+def _write_what_if(args: argparse.Namespace) -> None:
+    from .. import plots
+    from ..hardware.figures import step_by_what_if
+
+    seconds = {}
+    for name, change in {"as asked for": {}, **CHANGES}.items():
+        changed = argparse.Namespace(**{**vars(args), **change})
+        plan = build(changed.schedule, changed.pp, changed.micro_batches)
+        seconds[name] = step(make_setup(changed)[1], plan, timeline).seconds
+    with plots.style():
+        figure, (ax,) = plots.new_figure(panel=(7.4, 4.4))
+        step_by_what_if(ax, seconds)
+    data = {"change": list(seconds), "seconds": list(seconds.values())}
+    plots.save(figure, Path(args.what_if), data=data, text=plots.description(ax))
 
 
 def _text(report: dict[str, Any]) -> str:
@@ -264,16 +349,25 @@ def _text(report: dict[str, Any]) -> str:
     blocks = []
     if published:
         error = 100 * report["median_unfitted_error"]
-        blocks.append(f"Median error of what was not fitted: {error:.1f} %. Step {report['step_seconds']:.2f} s, published "
-                      f"{published['step_seconds']:.3f} s.")  # fmt: skip
+        blocks.append(
+            f"Median error of what was not fitted: {error:.1f} %. Step {report['step_seconds']:.2f} s, published "
+            f"{published['step_seconds']:.3f} s."
+        )
     rows = [["step", report["step_seconds"], beside["step_seconds"]]]
     rows += [[f"  {p}", report["parts_seconds"][p], beside["parts_seconds"][p]] for p in PARTS]
-    blocks.append(text_table(["seconds", "predicted", name, "difference"],
-                             [[row[0], f"{row[1]:.3f}", f"{row[2]:.3f}", _percent(row[1], row[2])] for row in rows]))  # fmt: skip
+    blocks.append(
+        text_table(
+            ["seconds", "predicted", name, "difference"],
+            [[row[0], f"{row[1]:.3f}", f"{row[2]:.3f}", _percent(row[1], row[2])] for row in rows],
+        )
+    )
     blocks.append("\n".join(_totals(report, published)))
     chunk = report["chunk_seconds"]
-    blocks.append("Chunks of a middle stage, ms: " + ", ".join(f"{k} {1e3 * v:.1f}" for k, v in chunk.items())
-                  + f"; at most {report['peak_live_chunks']} chunks alive on a rank")  # fmt: skip
+    blocks.append(
+        "Chunks of a middle stage, ms: "
+        + ", ".join(f"{k} {1e3 * v:.1f}" for k, v in chunk.items())
+        + f"; at most {report['peak_live_chunks']} chunks alive on a rank"
+    )
     if "ledger_seconds" in report:
         rows_ = [[op, f"{1e3 * s:.3f}"] for op, s in report["ledger_seconds"].items()]
         blocks.append("Ledger\n" + text_table(["operation", "ms"], rows_))
@@ -306,13 +400,14 @@ def _totals(report: dict[str, Any], published: dict[str, Any] | None) -> list[st
 
 def residual_table(found: list[dict[str, Any]], fitted: bool) -> str:
     """Published beside predicted, one kind."""
-    rows = [[r["quantity"], f"{r['published']:,.5g}", f"{r['predicted']:,.5g}", r["unit"], f"{100 * r['relative']:+.1f} %"]
-            for r in found if r["fitted"] == fitted]  # fmt: skip
+    rows = [
+        [r["quantity"], f"{r['published']:,.5g}", f"{r['predicted']:,.5g}", r["unit"], f"{100 * r['relative']:+.1f} %"]
+        for r in found
+        if r["fitted"] == fitted
+    ]
     title = "Fitted: DeepEP's benchmark, three constants" if fitted else "Not fitted"
     return f"{title}\n" + text_table(["quantity", "published", "predicted", "unit", "residual"], rows)
 
 
 def _percent(value: float, base: float) -> str:
     return f"{100 * (value / base - 1):+.1f} %" if base else "-"
-
-

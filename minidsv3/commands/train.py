@@ -17,6 +17,7 @@ from ..model.moe import LocalTokenDispatcher
 from ..ops.plain import using_plain_ops
 from ..parallel.comm import Ledgered, RankError, SimCommunicator
 from ..parallel.dispatcher import AllToAllTokenDispatcher
+from ..parallel.faults import KINDS, Fault, Faulty
 from ..parallel.ranks import Ranks
 from ..parallel.wire import WIRES
 from ..plots import description, new_figure, save, style
@@ -42,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, metavar="R", help="spread the step over R ranks, one shard each")
     parser.add_argument("--gpus-per-node", type=int, metavar="G", help="ranks that share a node (default: 8, or all)")
     parser.add_argument("--comm", choices=("sim", "mpi"), default="sim", help="ranks in this process, or under mpiexec")
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="KIND:RANK:CALL[:OPERATION[:SECONDS]]",
+        help=f"let a rank fail at a collective; kinds: {', '.join(KINDS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trace-routing", type=int, default=0, metavar="N", help="keep the routing of every N-th step for `simulate`"
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds to wait for another process (mpi)")
     parser.add_argument("--wire", choices=WIRES, default="exact", help="what rows look like on a link")
     parser.add_argument(
@@ -85,6 +93,7 @@ def _train(args: argparse.Namespace, model: ModelConfig, train: TrainConfig) -> 
         report=print if spread.is_root else lambda said: None,
         progress=spread.is_root and not args.quiet and sys.stderr.isatty(), on_evaluation=_say, spread=spread,
         on_step=profile,
+        trace_routing=args.trace_routing,
     )  # fmt: skip
     with using_plain_ops() if args.plain else nullcontext(), closing(profile) if profile else nullcontext():
         done = trainer.run()
@@ -113,7 +122,10 @@ def spread_over_ranks(args: argparse.Namespace, model: ModelConfig, train: Train
     else:
         engine = SimCommunicator(args.ranks, gpus_per_node)
     workers = (train.workers or 1) if args.comm == "mpi" else workers_for(train.workers, args.ranks)
-    ranks = Ranks(Ledgered(engine), workers, args.timeout)
+    comm: Any = Ledgered(engine)
+    if args.fault:
+        comm = Faulty(comm, [Fault.parse(text) for text in args.fault], args.timeout)
+    ranks = Ranks(comm, workers, args.timeout)
     E = model.n_routed_experts
     dispatcher = AllToAllTokenDispatcher(ranks, E, WIRES[args.wire], alone=LocalTokenDispatcher(E))
     description = {"ranks": args.ranks, "gpus_per_node": gpus_per_node, "comm": args.comm, "wire": args.wire}

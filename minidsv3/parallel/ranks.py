@@ -84,8 +84,9 @@ class Ranks:
                     results[rank] = program(rank)
             except BaseException as error:
                 self._errors[rank] = error
+                echo = error if isinstance(error, RankError) else RankError(f"rank {rank} ended: {_in_words(error)}")
                 with self._lock:
-                    self._stop(RankError(f"rank {rank} ended: {type(error).__name__}: {error}"))
+                    self._stop(echo)
             with self._lock:
                 self._running -= 1
                 self._give_turns()
@@ -216,5 +217,10 @@ class Ranks:
     def _first_error(self) -> BaseException:
         """The error that began it: one that is no echo of another rank's, if there is one."""
         stopped = str(self._stopped)
-        own = [error for _, error in sorted(self._errors.items()) if str(error) != stopped]
+        own = [error for _, error in sorted(self._errors.items()) if not isinstance(error, RankError)]
+        own += [error for _, error in sorted(self._errors.items()) if str(error) != stopped]
         return own[0] if own else self._errors[min(self._errors)]
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

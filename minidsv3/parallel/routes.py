@@ -182,12 +182,17 @@ def back(
 
 def sum_rows(values: Array, row: Array, rows: int) -> Array:
     """``out[i] = sum of values[j] with row[j] == i``, added in the order of j; [n, ...] -> [rows, ...]."""
-    out = np.zeros((rows, *values.shape[1:]), dtype=values.dtype)
-    if len(row):
-        order = np.argsort(row, kind="stable")
-        row = row[order]
-        starts = np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1]]))
-        out[row[starts]] = np.add.reduceat(np.take(values, order, axis=0), starts, axis=0)
+    order = np.argsort(row.astype(np.uint16) if rows <= 1 << 16 else row, kind="stable")
+    terms = np.bincount(row, minlength=rows)
+    first = np.cumsum(terms) - terms  # where in `order` the terms of each row begin
+    if rows and terms.min() > 0:  # the usual case: the first terms make the sums, the others are added
+        out = np.take(values, order[first], axis=0)
+    else:
+        out = np.zeros((rows, *values.shape[1:]), dtype=values.dtype)
+        out[terms > 0] = values[order[first[terms > 0]]]
+    for n in range(1, int(terms.max(initial=0))):
+        longer = np.flatnonzero(terms > n)
+        out[longer] += np.take(values, order[first[longer] + n], axis=0)
     return out
 
 

@@ -168,9 +168,7 @@ class OnRanks:
 
     def agree(self, stop: bool) -> bool:
         """See `Alone`."""
-        if len(self.comm.local_ranks) == self.comm.ranks:
-            return stop
-        flags = self.comm.all_gather(dict.fromkeys(self.comm.local_ranks, np.array([stop])), "stop")
+        flags = self.comm.all_gather(dict.fromkeys(self.comm.local_ranks, np.array([stop], dtype=bool)), "stop")
         return any(bool(flag[0]) for flag in flags[self.comm.local_ranks[0]])
 
     def from_root(self, compute: Callable[[], float]) -> float:

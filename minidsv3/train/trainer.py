@@ -7,6 +7,7 @@ The run folder:
     experts.jsonl                  one line a step: tokens and bias of every expert of every layer
     checkpoints/step_00000500/     the last `keep` of them (`train.checkpoint`)
     final/                         the trained model as a released-format directory
+    routing.safetensors            where tokens went, if asked for (`train.routing`)
     figures/                       drawn by the commands
 
 A run that is killed at any moment resumes from its last checkpoint to the same bits; lines that belong to steps after
@@ -41,6 +42,7 @@ from .checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from .evaluate import bits_per_byte
 from .machine import blas_is_controlled, environment, keep_freed_memory, sgemm_gflops, worker_pool, workers_for
 from .optim import Run
+from .routing import RoutingRecorder, route
 from .runs import cut_after
 from .schedule import batch_size, sequences_before
 from .spread import Alone, OnRanks
@@ -72,6 +74,8 @@ class Trainer:
         Called after each evaluation: samples, early figures.
     spread : Alone or OnRanks (`train.spread`)
         Where the shards of a step are computed; only the process that hosts rank 0 writes files.
+    trace_routing : int
+        Write the routing of every so many steps (1, 1 + n, ...) to routing.safetensors (`train.routing`); 0: of none.
 
     Raises
     ------
@@ -93,9 +97,11 @@ class Trainer:
         on_step: Callable[[Trainer, int], object] | None = None,
         on_evaluation: Callable[[Trainer, int, float], object] | None = None,
         spread: Alone | OnRanks | None = None,
+        trace_routing: int = 0,
     ) -> None:
         self.config, self.train, self.out = model_config, train_config, Path(out)
         self.spread = spread or Alone()
+        self._trace_every, self._routing = trace_routing, RoutingRecorder(model_config.n_routed_experts)
         self.report, self._progress = report, progress
         self._on_step, self._on_evaluation = on_step, on_evaluation
         self._stop = False
@@ -179,7 +185,10 @@ class Trainer:
         start = time.perf_counter()
         size = batch_size(cfg, step)
         position = sequences_before(cfg, step)
-        shards = cut(*self._loader.batch(position, size), cfg.shards)
+        shards = cut(*(batch := self._loader.batch(position, size)), cfg.shards)
+        if self._trace_every and (step - 1) % self._trace_every == 0:
+            self.spread.gather()
+            self._routing.add(step, *route(self.model, *batch))
         try:
             on_shards, add_up = self.spread.step_run(run), self.spread.add_up
             result = train_step(self.model, self.optimizer, self._gradients, shards, cfg, step, on_shards, add_up)
@@ -216,6 +225,7 @@ class Trainer:
         position = sequences_before(self.train, self.step + 1)
         state = {"tokens": position * self.train.seq_len, "position": position, "seed": self.train.seed}
         save_checkpoint(folder, self.step, self.model, self.optimizer, state)
+        self._routing.write(self.out / "routing.safetensors")
         prune(folder, self.train.keep)
 
     def _restore(self, resume: bool) -> int:
@@ -254,6 +264,8 @@ class Trainer:
         for name in ("metrics.jsonl", "experts.jsonl"):
             if (self.out / name).exists():
                 cut_after(self.out / name, self.step)
+        if self._trace_every and (self.out / "routing.safetensors").exists():
+            self._routing.resume(self.out / "routing.safetensors", self.step)
 
     def _check_same_run(self, described: Path) -> None:
         """Refuse another config; say what of the machine changed, since it may change bits."""
