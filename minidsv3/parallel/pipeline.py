@@ -24,13 +24,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..autograd import Array, Function, GradientBuffer, Parameter, Tensor, backward, deferred_weight_grads
+from ..autograd import (
+    Array,
+    Function,
+    GradientBuffer,
+    Parameter,
+    ParameterPart,
+    Tensor,
+    backward,
+    deferred_weight_grads,
+)
 from .comm import SimCommunicator
+from .dispatcher import AllToAllTokenDispatcher
 from .ranks import Ranks
 from .schedules import Instruction, Place, Schedule, as_schedule, parts
 from .timeline import Timeline, timeline
+from .wire import EXACT, Wire
 
-__all__ = ["PipelineResult", "Timeline", "run", "timeline"]
+__all__ = ["GroupedDispatcher", "PipelineResult", "Timeline", "run", "timeline"]
 
 Stage = Callable[..., Any]  # Tensors in, a Tensor or several out; the last one gives the loss
 Stages = Sequence[Stage] | Mapping[int, Stage]
@@ -109,6 +120,7 @@ def run(
         return losses.tolist(), worker.peak_live, worker.gradients
 
     results = ranks.run(program)
+    ranks.comm.barrier()  # nobody leaves while a message of theirs is on its way
     done: set[Parameter] = set()
     for _, _, gradients in results:
         for parameter, gradient in gradients.items():
@@ -258,54 +270,106 @@ def _as_input(x: Any) -> Any:
     return Tensor(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
 
 
+class GroupedDispatcher:
+    """Expert parallelism inside a pipeline: each pipeline rank's `replicas` ranks share the experts of their stage.
+
+    Hands every call to the `AllToAllTokenDispatcher` of the group that the running rank belongs to.
+    """
+
+    def __init__(self, ranks: Ranks, n_routed_experts: int, replicas: int, wire: Wire = EXACT) -> None:
+        self._ranks, self._of_rank = ranks, dict[int | None, AllToAllTokenDispatcher]()
+        for group in ranks.comm.split([rank // replicas for rank in range(ranks.comm.ranks)]):
+            dispatcher = AllToAllTokenDispatcher(ranks, n_routed_experts, wire, comm=group)
+            self._of_rank |= {group.members[r]: dispatcher for r in group.local_ranks}
+
+    def dispatch(self, x: Tensor, topk_idx: Array, topk_weight: Tensor) -> tuple[Tensor, Any]:
+        """See `AllToAllTokenDispatcher`."""
+        return self._of_rank[self._ranks.rank].dispatch(x, topk_idx, topk_weight)
+
+    def combine(self, rows: Tensor, handle: Any) -> Tensor:
+        """See `AllToAllTokenDispatcher`."""
+        return self._of_rank[self._ranks.rank].combine(rows, handle)
+
+
+Key = tuple[int, int, int]  # number of the parameter, first and last row of the part that a rank holds (-1, -1: whole)
+
+
 def _sum_copies(
     plan: Schedule, rank: int, replicas: int, stages: Mapping[int, Stage], ranks: Ranks, gradients: _Gradients
 ) -> None:
     """Where several ranks hold a parameter, give each of them the sum of all, added in rank order.
 
-    DualPipe holds every stage twice, replicas hold the same stages, and an embedding may serve two stages.
+    DualPipe holds every stage twice, replicas hold the same stages (of the experts each its part), and an embedding
+    may serve two stages.
     """
-    holders = _holders(plan, replicas, stages, ranks, gradients)
-    for parameter, having in holders.items():
-        if rank not in having or len(having) == 1:
-            continue
-        own = gradients.get(parameter)
-        own = np.zeros_like(parameter.data) if own is None else own
-        first = having[0]
-        if rank != first:
-            ranks.send(own, first, _SUM_TAG, "gradient copies")
-            gradients[parameter] = ranks.receive(first, _SUM_TAG, "gradient copies")
-            continue
-        for other in having[1:]:
-            own = own + ranks.receive(other, _SUM_TAG, "gradient copies")
-        for other in having[1:]:
-            ranks.send(own, other, _SUM_TAG, "gradient copies")
-        gradients[parameter] = own
+    numbers, whole_on = _numbered(plan, replicas, stages, ranks, gradients)
+    mine = {_key(parameter, numbers): parameter for parameter in gradients}
+    table = np.array(list(mine), dtype=np.int64).reshape(-1, 3)
+    everybody = ranks.meet(table, lambda values: ranks.comm.all_gather(values, "names of weights"), "names of weights")
+    touched: dict[Key, list[int]] = {}
+    for other, keys in enumerate(everybody):
+        for number, first, last in keys.tolist():
+            touched.setdefault((number, first, last), []).append(other)
+    parameter_of_number = {number: parameter for parameter, number in numbers.items()}
+    for key in sorted(touched):
+        having = whole_on[key[0]] if key[1] < 0 and whole_on else touched[key]
+        if len(having) > 1 and rank in having:
+            parameter = mine.get(key, parameter_of_number[key[0]])
+            own = gradients.get(parameter)
+            own = np.zeros_like(parameter.data) if own is None else own
+            gradients[parameter] = _summed(own, rank, having, ranks)
 
 
-def _holders(
+def _summed(own: Array, rank: int, having: list[int], ranks: Ranks) -> Array:
+    """The sum of all `having`'s arrays: the first of them adds in rank order and sends it back."""
+    first, *others = having
+    if rank != first:
+        ranks.send(own, first, _SUM_TAG, "gradient copies")
+        return ranks.receive(first, _SUM_TAG, "gradient copies")
+    for other in others:
+        own = own + ranks.receive(other, _SUM_TAG, "gradient copies")
+    for other in others:
+        ranks.send(own, other, _SUM_TAG, "gradient copies")
+    return own
+
+
+def _numbered(
     plan: Schedule, replicas: int, stages: Mapping[int, Stage], ranks: Ranks, gradients: _Gradients
-) -> dict[Parameter, list[int]]:
-    """Parameter -> the global ranks that hold it, in the same order in every process."""
-    everywhere = all(hasattr(stages.get(s), "parameters") for s in range(plan.stages))
-    if not everywhere and len(ranks.comm.local_ranks) < ranks.comm.ranks:
-        raise ValueError("across processes every process needs all stages, each with parameters(), to name its weights")
-    found: dict[Parameter, list[int]] = {}
-    if everywhere:
+) -> tuple[dict[Parameter, int], dict[int, list[int]]]:
+    """A number for each parameter, the same in every process; and, where stages list them, the ranks that hold it."""
+    numbers: dict[Parameter, int] = {}
+    whole_on: dict[int, list[int]] = {}
+    if all(hasattr(stages.get(s), "parameters") for s in range(plan.stages)):
         for rank in range(plan.ranks * replicas):
-            held = dict.fromkeys(plan.stage_of(rank // replicas, d) for d in plan.directions)
-            for parameter in dict.fromkeys(p for s in held for p in stages[s].parameters()):  # type: ignore[attr-defined]
-                found.setdefault(parameter, []).append(rank)
-        return found
-    touched = ranks.meet(list(gradients), lambda values: {rank: dict(values) for rank in values}, "names of weights")
-    for rank, parameters in touched.items():
+            held = [stages[plan.stage_of(rank // replicas, d)] for d in plan.directions]
+            for parameter in dict.fromkeys(p for stage in held for p in stage.parameters()):  # type: ignore[attr-defined]
+                whole_on.setdefault(numbers.setdefault(parameter, len(numbers)), []).append(rank)
+        return numbers, whole_on
+    if len(ranks.comm.local_ranks) < ranks.comm.ranks:
+        raise ValueError("across processes every process needs all stages, each with parameters(), to name its weights")
+    met = ranks.meet(
+        [_whole(p) for p in gradients], lambda values: dict.fromkeys(values, tuple(values.items())), "names"
+    )
+    for _, parameters in met:
         for parameter in parameters:
-            found.setdefault(parameter, []).append(rank)
-    return found
+            numbers.setdefault(parameter, len(numbers))
+    return numbers, whole_on
+
+
+def _whole(parameter: Parameter) -> Parameter:
+    """The parameter itself, or that of which it is a part."""
+    return parameter._whole if isinstance(parameter, ParameterPart) else parameter
+
+
+def _key(parameter: Parameter, numbers: dict[Parameter, int]) -> Key:
+    if not isinstance(parameter, ParameterPart):
+        return numbers[parameter], -1, -1
+    return numbers[parameter._whole], parameter._index.start, parameter._index.stop
 
 
 def _add(parameter: Parameter, gradient: Array) -> None:
-    if parameter.grad is None or not parameter.grad.flags.writeable:
-        parameter.grad = gradient.copy()
-    else:
-        parameter.grad += gradient
+    """Add to ``parameter.grad``, for which memory may not have been spent yet."""
+    whole = _whole(parameter)
+    if whole.grad is None or not whole.grad.flags.writeable:
+        whole.grad = np.zeros_like(whole.data)
+    whole.grad[parameter._index if isinstance(parameter, ParameterPart) else ...] += gradient
