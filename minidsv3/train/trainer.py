@@ -41,8 +41,8 @@ from .checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from .evaluate import bits_per_byte
 from .machine import blas_is_controlled, environment, keep_freed_memory, sgemm_gflops, worker_pool, workers_for
 from .optim import Run
-from .runs import cut_after
 from .routing import RoutingRecorder, route
+from .runs import cut_after
 from .schedule import batch_size, sequences_before
 from .spread import Alone, OnRanks
 from .step import NonFiniteError, StepResult, cut, gates, train_step
