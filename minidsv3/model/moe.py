@@ -88,9 +88,7 @@ class LocalTokenDispatcher:
 class Gate(Module):
     """Scores every expert for every token and selects: x [T, D] -> `Routing`."""
 
-    def __init__(
-        self, cfg: ModelConfig, select: SelectExperts = select_experts, recipe: Recipe | None = None
-    ) -> None:
+    def __init__(self, cfg: ModelConfig, select: SelectExperts = select_experts, recipe: Recipe | None = None) -> None:
         self.weight = Parameter((cfg.n_routed_experts, cfg.hidden_size))
         self.e_score_correction_bias: Array | None = None
         if cfg.topk_method == "noaux_tc":

@@ -246,7 +246,9 @@ class Trainer:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{described} is damaged ({error}): choose another --out") from None
         ours = json.loads(json.dumps({**dataclasses.asdict(self.train), **self.config.to_dict()}))
-        added = {name: getattr(TrainConfig(), name) for name in ("precision", "accumulate")}  # to runs of older versions
+        added = {
+            name: getattr(TrainConfig(), name) for name in ("precision", "accumulate")
+        }  # to runs of older versions
         before = added | stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
         for name, value in ours.items():
             if name not in FREE_TO_CHANGE and before.get(name) != json.loads(json.dumps(value)):
