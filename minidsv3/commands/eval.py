@@ -13,6 +13,7 @@ from ..autograd import Array
 from ..data import ByteTokenizer, load_corpus, split_documents, validation_windows
 from ..generation.load import LoadedRun, load_run
 from ..ops.loss import IGNORED
+from ..quant.recipe import recipe_for
 from ..train.evaluate import bits_by_position, bits_per_byte
 from ..train.machine import worker_pool, workers_for
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is not positive")
     results, curves = [], {}
     for folder in args.run:
-        loaded = load_run(Path(folder))
+        loaded = load_run(Path(folder), lambda train: recipe_for(train.precision, train.accumulate))
         result, windows, batch_size = _evaluate(loaded, args.data, args.seq_len, args.windows)
         results.append(result)
         if args.figure:

@@ -84,8 +84,8 @@ def sgemm_gflops(workers: int, size: int = 512, seconds: float = 0.15) -> float:
         return sum(run(measure, range(workers)))
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed pages for the next step; True where it could be told."""
+def keep_freed_memory(trim: bool = True) -> bool:
+    """Tell glibc to keep freed pages for the next step, up to 1 GiB if `trim`; True where it could be told."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -93,7 +93,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-    settings = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30), (M_ARENA_MAX, 1))
+    settings = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30 if trim else -1), (M_ARENA_MAX, 1))
     return all(mallopt(option, value) == 1 for option, value in settings)
 
 

@@ -7,6 +7,7 @@ The run folder:
     experts.jsonl                  one line a step: tokens and bias of every expert of every layer
     checkpoints/step_00000500/     the last `keep` of them (`train.checkpoint`)
     final/                         the trained model as a released-format directory
+    routing.safetensors            where tokens went, if asked for (`train.routing`)
     figures/                       drawn by the commands
 
 A run that is killed at any moment resumes from its last checkpoint to the same bits; lines that belong to steps after
@@ -17,13 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -34,13 +36,16 @@ from ..data import ByteTokenizer, Loader, load_corpus, split_documents, validati
 from ..model.transformer import Transformer
 from ..pretrained.reader import StoredModel
 from ..pretrained.writer import save_pretrained
+from ..quant.recipe import Recipe
 from .balance import max_vio
 from .checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from .evaluate import bits_per_byte
 from .machine import blas_is_controlled, environment, keep_freed_memory, sgemm_gflops, worker_pool, workers_for
-from .optim import AdamW, FlatParameters, Run
+from .optim import Run
+from .routing import RoutingRecorder, route
 from .runs import cut_after
 from .schedule import batch_size, sequences_before
+from .spread import Alone, OnRanks
 from .step import NonFiniteError, StepResult, cut, gates, train_step
 
 FREE_TO_CHANGE = ("steps", "checkpoint_every", "keep", "workers")  # on resume; all else would be another run
@@ -53,6 +58,8 @@ class Trainer:
     ----------
     model_config, train_config : ModelConfig, TrainConfig
     out : path of the run folder
+    recipe : Recipe, optional
+        What ``train_config.precision`` names (`quant.recipe.recipe_for`).
     preset : str, optional
         Name to note in train.json.
     resume : bool
@@ -65,6 +72,10 @@ class Trainer:
         Called after each step: samples.
     on_evaluation : function (trainer, step, val_bits_per_byte), optional
         Called after each evaluation: samples, early figures.
+    spread : Alone or OnRanks (`train.spread`)
+        Where the shards of a step are computed; only the process that hosts rank 0 writes files.
+    trace_routing : int
+        Write the routing of every so many steps (1, 1 + n, ...) to routing.safetensors (`train.routing`); 0: of none.
 
     Raises
     ------
@@ -78,28 +89,35 @@ class Trainer:
         train_config: TrainConfig,
         out: str | Path,
         *,
+        recipe: Recipe | None = None,
         preset: str | None = None,
         resume: bool = False,
         report: Callable[[str], object] = print,
         progress: bool = True,
         on_step: Callable[[Trainer, int], object] | None = None,
         on_evaluation: Callable[[Trainer, int, float], object] | None = None,
+        spread: Alone | OnRanks | None = None,
+        trace_routing: int = 0,
     ) -> None:
         self.config, self.train, self.out = model_config, train_config, Path(out)
+        self.spread = spread or Alone()
+        self._trace_every, self._routing = trace_routing, RoutingRecorder(model_config.n_routed_experts)
         self.report, self._progress = report, progress
         self._on_step, self._on_evaluation = on_step, on_evaluation
         self._stop = False
+        if train_config.precision != (recipe.name if recipe else "fp32"):
+            raise ValueError(f"precision={train_config.precision!r} is not the recipe that was handed in")
         self._check_folder(resume)
         self._load_data()
-        self.model = Transformer(model_config)
+        self.model = Transformer(model_config, recipe, self.spread.dispatcher)
         self.model.init_weights(np.random.default_rng(np.random.SeedSequence(train_config.seed, spawn_key=(0,))))
         if train_config.init_from is not None:
             self._start_from(Path(train_config.init_from))
-        flat = FlatParameters(self.model)
-        self.optimizer = AdamW(flat, train_config)
-        self._gradients = [flat.new_gradient() for _ in range(train_config.shards)]
+        self.optimizer, self._gradients = self.spread.prepare(self.model, train_config)
         self.step = self._saved = self._restore(resume)  # `_saved`: step of the newest checkpoint, 0 for none
-        self._describe(preset)  # from here on the folder is ours: whatever was wrong with the call has been said
+        self.spread.barrier()  # every process has read what it needs
+        if self.spread.is_root:
+            self._describe(preset)  # from here on the folder is ours: whatever was wrong with the call has been said
 
     def run(self) -> bool:
         """Train to the last step; True when done, False when interrupted (the run is saved and can be resumed).
@@ -109,7 +127,8 @@ class Trainer:
         try:
             self._train()
             if self.step >= self.train.steps:
-                save_pretrained(self.model, self.out / "final")
+                if self.spread.is_root:
+                    save_pretrained(self.model, self.out / "final")
                 return True
         except OSError as error:
             reason = f"{error.filename or self.out}: {error.strerror or error}"
@@ -127,8 +146,8 @@ class Trainer:
         with ExitStack() as stack:
             run = stack.enter_context(worker_pool(workers))
             self._flops_per_second = 1e9 * self._environment["sgemm_gflops"]
-            metrics = stack.enter_context((self.out / "metrics.jsonl").open("a", encoding="utf-8", newline="\n"))
-            experts = stack.enter_context((self.out / "experts.jsonl").open("a", encoding="utf-8", newline="\n"))
+            metrics = stack.enter_context(self._appending("metrics.jsonl"))
+            experts = stack.enter_context(self._appending("experts.jsonl"))
             bar = stack.enter_context(
                 tqdm(total=cfg.steps, initial=self.step, unit="step", disable=not self._progress, dynamic_ncols=True)
             )
@@ -136,8 +155,10 @@ class Trainer:
             flops_per_token = self._flops_per_token() if self.step < cfg.steps else 0
             while self.step < cfg.steps and not self._stop:
                 line, load = self._one_step(run, flops_per_token)
+                self._stop = self.spread.agree(self._stop)
                 if self._is_due(cfg.eval_every):
-                    line["val_bits_per_byte"] = self.evaluate(run)
+                    self.spread.gather()
+                    line["val_bits_per_byte"] = self.spread.from_root(lambda: self.evaluate(run))
                 _append(experts, {"step": self.step, "load": load, "bias": self._biases()})
                 _append(metrics, line)
                 bar.update()
@@ -164,9 +185,13 @@ class Trainer:
         start = time.perf_counter()
         size = batch_size(cfg, step)
         position = sequences_before(cfg, step)
-        shards = cut(*self._loader.batch(position, size), cfg.shards)
+        shards = cut(*(batch := self._loader.batch(position, size)), cfg.shards)
+        if self._trace_every and (step - 1) % self._trace_every == 0:
+            self.spread.gather()
+            self._routing.add(step, *route(self.model, *batch))
         try:
-            result = train_step(self.model, self.optimizer, self._gradients, shards, cfg, step, run)
+            on_shards, add_up = self.spread.step_run(run), self.spread.add_up
+            result = train_step(self.model, self.optimizer, self._gradients, shards, cfg, step, on_shards, add_up)
         except NonFiniteError as error:
             raise ValueError(self._diagnosis(error, shards)) from None
         self.step = step
@@ -192,12 +217,16 @@ class Trainer:
         return [[0.0] * E if b is None else b.tolist() for b in biases]
 
     def _save(self) -> None:
+        self.spread.gather()
+        self._saved = self.step
+        if not self.spread.is_root:
+            return
         folder = self.out / "checkpoints"
         position = sequences_before(self.train, self.step + 1)
         state = {"tokens": position * self.train.seq_len, "position": position, "seed": self.train.seed}
         save_checkpoint(folder, self.step, self.model, self.optimizer, state)
+        self._routing.write(self.out / "routing.safetensors")
         prune(folder, self.train.keep)
-        self._saved = self.step
 
     def _restore(self, resume: bool) -> int:
         found = checkpoints(self.out / "checkpoints") if resume else []
@@ -211,14 +240,16 @@ class Trainer:
 
     def _check_folder(self, resume: bool) -> None:
         """Refuse a folder that holds another run, or none of ours."""
+        self._environment = environment() | {
+            "sgemm_gflops": round(sgemm_gflops(workers_for(self.train.workers, self.train.shards)), 1)
+        }
+        if not self.spread.is_root:
+            return
         described = self.out / "train.json"
         if described.exists() and not resume:
             raise ValueError(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out")
         if self.out.exists() and not described.exists() and any(self.out.glob("checkpoints/step_*")):
             raise ValueError(f"{self.out} has checkpoints but no train.json: it is no run folder of ours")
-        self._environment = environment() | {
-            "sgemm_gflops": round(sgemm_gflops(workers_for(self.train.workers, self.train.shards)), 1)
-        }
         if described.exists():
             self._check_same_run(described)
 
@@ -227,10 +258,14 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         _replace_json(self.out / "config.json", self.config.to_dict())
         record = {"preset": preset, "train": dataclasses.asdict(self.train), "environment": self._environment}
+        if self.spread.description:
+            record["ranks"] = self.spread.description
         _replace_json(self.out / "train.json", record)
         for name in ("metrics.jsonl", "experts.jsonl"):
             if (self.out / name).exists():
                 cut_after(self.out / name, self.step)
+        if self._trace_every and (self.out / "routing.safetensors").exists():
+            self._routing.resume(self.out / "routing.safetensors", self.step)
 
     def _check_same_run(self, described: Path) -> None:
         """Refuse another config; say what of the machine changed, since it may change bits."""
@@ -240,9 +275,17 @@ class Trainer:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{described} is damaged ({error}): choose another --out") from None
         ours = json.loads(json.dumps({**dataclasses.asdict(self.train), **self.config.to_dict()}))
-        before = stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
+        free = set(FREE_TO_CHANGE)
+        if self.spread.description or "ranks" in stored:  # one shard a rank: another number of ranks is another cut
+            free.add("shards")
+            if ours["shards"] != stored["train"]["shards"]:
+                self.report(f"shards={ours['shards']} instead of {stored['train']['shards']}: equal but for rounding")
+        added = {
+            name: getattr(TrainConfig(), name) for name in ("precision", "accumulate")
+        }  # to runs of older versions
+        before = added | stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
         for name, value in ours.items():
-            if name not in FREE_TO_CHANGE and before.get(name) != json.loads(json.dumps(value)):
+            if name not in free and before.get(name) != json.loads(json.dumps(value)):
                 raise ValueError(
                     f"{self.out} was trained with {name}={before.get(name)!r}, not {value!r}: "
                     "resume with the same settings, or choose another --out"
@@ -259,6 +302,11 @@ class Trainer:
         stored = StoredModel(source / "final" if (source / "train.json").exists() else source)
         stored.check(self.model)
         stored.fill(self.model)
+
+    def _appending(self, name: str) -> TextIO:
+        """A file of the run folder to append lines to; nothing is kept of what another process than the root says."""
+        path = self.out / name if self.spread.is_root else Path(os.devnull)
+        return path.open("a", encoding="utf-8", newline="\n")
 
     def _load_data(self) -> None:
         tokenizer = ByteTokenizer()
