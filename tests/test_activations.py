@@ -47,7 +47,7 @@ class Tape:
             words, name = op._scope.split("."), type(op).__name__.removesuffix("Function")
             layer = int(words[2]) if words[:2] == ["model", "layers"] and name not in OUTSIDE else -1
             for array in op._saved or ():
-                if not any(array is w for w in self._weights):
+                if not any(np.may_share_memory(array, w) for w in self._weights):
                     yield layer, name, array
 
     def bytes_by_op(self):
