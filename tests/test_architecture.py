@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "parallel": ("config", "autograd", "ops", "quant", "hardware.specs"),
     "accounting": (  # compares all rooms with the papers; asks the writer what a checkpoint holds
         *("config", "autograd", "model", "hardware", "quant.blockwise", "pretrained.writer", "pretrained.tensors"),
-        *("parallel.schedules", "parallel.timeline", "generation.costs", "ops.attention", "ops.rope"),
+        *("parallel.schedules", "parallel.timeline", "parallel.eplb", "generation.costs", "ops.attention", "ops.rope"),
         *("train.schedule", "train.balance"),
     ),
     "exercises": (

@@ -147,8 +147,9 @@ def spread(m: ModelShape, stages: int, head: float) -> list[Stage]:
     """
     closing = m.mtp + head * (1 + m.mtp)
     limits = sorted([*range(1, m.layers + 1), *(n + closing for n in range(m.layers + 1))])
-    limit = next(x for x in limits if x >= closing and int(x) * (stages - 1) + int(x - closing) >= m.layers)
-    last = min(int(limit - closing), m.layers) if stages > 1 else m.layers
+    room = [(int(x + 1e-9), int(x - closing + 1e-9)) for x in limits if x >= closing - 1e-9]  # a stage's, the last's
+    last = next(min(end, m.layers) for each, end in room if each * (stages - 1) + end >= m.layers)
+    last = last if stages > 1 else m.layers
     before = m.layers - last
     if before < stages - 1:
         raise ValueError(f"{m.layers} layers do not fill {stages} stages")
