@@ -244,6 +244,8 @@ class TrainConfig:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     moments_dtype: str = "float32"  # 'bfloat16' as in the report (section 3.3.3)
+    precision: str = "fp32"  # a recipe of quant.recipe, with changed rows behind a colon: 'fp8:lm_head=fp8'
+    accumulate: str = "fast"  # or 'exact': FP8 products on the emulated tensor core
     bias_update_speed: float = 0.001  # gamma of section 2.1.2
     bias_phases: tuple[tuple[str, float, float], ...] = (("constant", 1.0, 1.0),)
     mtp_weight: float = 0.3  # lambda of Eq. 25
@@ -272,6 +274,8 @@ class TrainConfig:
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
         _one_of("moments_dtype", self.moments_dtype, ("float32", "bfloat16"))
+        _one_of("precision", self.precision.partition(":")[0], PRECISIONS)
+        _one_of("accumulate", self.accumulate, ("fast", "exact"))
         for name in ("lr_phases", "bias_phases", "mtp_phases"):
             _check_phases(name, getattr(self, name))
         if self.batch_ramp is not None:
@@ -308,6 +312,7 @@ _SMALL_MODELS: dict[str, dict[str, Any]] = {
         num_nextn_predict_layers=1,
     ),
 }  # fmt: skip
+PRECISIONS = ("fp32", "bf16", "fp8", "fp8-tensorwise", "fp8-blockwise-dgrad", "mxfp8")  # the tables: quant.recipe
 PRESETS = (*_SMALL_MODELS, "deepseek-v3", "deepseek-v2", "deepseek-v2-lite")
 
 _TRAINING: dict[str, dict[str, Any]] = {

@@ -206,6 +206,13 @@ def test_missing_shape_is_named(name):
         ModelConfig.from_dict(without(V3_FILE, name))
 
 
+def test_the_same_architecture_under_another_name_is_read():
+    """Kimi-K2: model_type of its own, and YaRN that blends at one point."""
+    scaling = {**V3_FILE["rope_scaling"], "factor": 32, "beta_fast": 1, "beta_slow": 1}
+    config = ModelConfig.from_dict({**V3_FILE, "model_type": "kimi_k2", "rope_scaling": scaling})
+    assert config.model_type == "deepseek_v3" and config.rope_scaling["beta_fast"] == 1
+
+
 def test_another_architecture_file_is_refused():
     llama = {"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32}
     with pytest.raises(ValueError, match="model_type='llama'"):

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from ..config import ModelConfig
 from ..plots import GREY, HATCHES, colour, describe, description, headline, look, new_figure, save, style
-from .flops import COUNTED, decode_flops, forward_flops
+from .flops import flops_of_contexts
 from .memory import STATES
 
 
@@ -143,16 +143,8 @@ def save_flops(path: str | Path, cfg: ModelConfig) -> None:
     """`flops_against_context` over the contexts that the config allows."""
     lowest = cfg.num_nextn_predict_layers + 1
     contexts = np.unique(np.geomspace(max(lowest, 256), max(lowest, cfg.max_position_embeddings), 40).astype(np.int64))
-    parts = [forward_flops(cfg, int(S)) for S in contexts]
-    attention = np.array([p["attention"] for p in parts], dtype=np.float64) / contexts
-    gemms = np.array([sum(p[n] for n in COUNTED if n != "attention") for p in parts], dtype=np.float64) / contexts
-    decode = [sum(d[n] for n in COUNTED) for d in (decode_flops(cfg, int(S)) for S in contexts)]
-    rows = {
-        "context": contexts,
-        "matrices": gemms,
-        "attention": attention,
-        "decode": np.array(decode, dtype=np.float64),
-    }
+    curves = flops_of_contexts(cfg, contexts.tolist())
+    rows = {"context": contexts, **{name: np.array(values, dtype=np.float64) for name, values in curves.items()}}
     with style():
         figure, (ax,) = new_figure(panel=(7.2, 4.2))
         flops_against_context(ax, *rows.values())

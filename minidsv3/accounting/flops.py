@@ -1,6 +1,6 @@
 """FLOPs: what a token costs forward, in training and in decoding, and what share of the peak a step time means.
 
-Only gemms count, a multiply-add is two. The matrices are those of the real model (`params.weights`): every matrix
+Only gemms count, a multiply-add is two. The matrices are those of the real model (`params.shapes`): every matrix
 costs twice its size a token, a routed expert in K of E cases; the embedding is a look-up. Attention comes on top:
 scores and sums over the keys that a query sees, ``2 H (d_qk + d_v)`` FLOPs each. How many keys is a convention:
 
@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..generation.costs import attention_cost
-from ..model.transformer import Transformer
-from .params import weights
+from .params import count_parameters, shapes
 
 COUNTED = ("projections", "attention", "dense_ffn", "shared_experts", "routed_experts", "lm_head")
 ATTENTION = ("full", "causal", "exact")
@@ -41,8 +40,15 @@ def forward_flops(cfg: ModelConfig, seq_len: int, attention: str = "causal") -> 
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r} is not one of {', '.join(map(repr, ATTENTION))}")
     check_context(cfg, seq_len)
+    return _forward(cfg, _matrices(cfg), seq_len, attention)
+
+
+Matrices = list[tuple[str, int | None, int]]  # (part, layer, FLOPs a token)
+
+
+def _forward(cfg: ModelConfig, matrices: Matrices, seq_len: int, attention: str) -> dict[str, float]:
     parts: dict[str, float] = dict.fromkeys((*COUNTED, "gate", "mtp"), 0)
-    for part, layer, matrix in _matrices(cfg):
+    for part, layer, matrix in matrices:
         depth = 0 if layer is None else max(0, layer - cfg.num_hidden_layers + 1)
         parts["mtp" if depth else _OF_PART.get(part, part)] += matrix * max(0, seq_len - depth)
     for depth in range(cfg.num_nextn_predict_layers + 1):
@@ -56,16 +62,16 @@ def forward_flops(cfg: ModelConfig, seq_len: int, attention: str = "causal") -> 
     return parts
 
 
-def _matrices(cfg: ModelConfig) -> list[tuple[str, int | None, int]]:
-    """(part, layer, FLOPs a token) of every matrix that a token is multiplied with; a tied head counts as head."""
-    model, found = Transformer(cfg), []
-    for w in weights(model):
+def _matrices(cfg: ModelConfig) -> Matrices:
+    """Every matrix that a token is multiplied with; a tied head counts as head."""
+    found: Matrices = []
+    for w in shapes(cfg).weights:
         if w.part == "embedding" or len(w.shape) < 2:
             continue
         experts = (cfg.num_experts_per_tok, cfg.n_routed_experts) if w.part == "routed_experts" else (1, 1)
         found.append((w.part, w.layer, 2 * w.size * experts[0] // experts[1]))
     if cfg.tie_word_embeddings:
-        found.append(("lm_head", None, 2 * model.lm_head.weight.data.size))
+        found.append(("lm_head", None, 2 * cfg.vocab_size * cfg.hidden_size))
     return found
 
 
@@ -89,8 +95,6 @@ def training_flops_per_token(cfg: ModelConfig, context: int, attention: str = "c
 
 def rounded_training_flops_per_token(cfg: ModelConfig, context: int) -> float:
     """The same from parameter counts alone, ``6 N + attention``: norms and gates counted as if they were gemms."""
-    from .params import count_parameters
-
     parts = forward_flops(cfg, context, "causal")
     return 6 * count_parameters(cfg).active_with_head + 3 * parts["attention"] / context
 
@@ -101,14 +105,32 @@ def decode_flops(cfg: ModelConfig, context: int) -> dict[str, float]:
     kv_b_proj is not run: it is inside 'attention', absorbed into query and output (`generation.costs`).
     """
     check_context(cfg, context)
+    return _decode(cfg, _matrices(cfg), context)
+
+
+def _decode(cfg: ModelConfig, matrices: Matrices, context: int) -> dict[str, float]:
     parts: dict[str, float] = dict.fromkeys((*COUNTED, "gate"), 0)
-    for part, layer, matrix in _matrices(cfg):
+    for part, layer, matrix in matrices:
         if layer is None or layer < cfg.num_hidden_layers:
             parts[_OF_PART.get(part, part)] += matrix
     up = 2 * cfg.num_attention_heads * (cfg.qk_nope_head_dim + cfg.v_head_dim) * cfg.kv_lora_rank
     parts["projections"] -= cfg.num_hidden_layers * up
     parts["attention"] = cfg.num_hidden_layers * attention_cost(cfg, "absorbed", context).flops
     return parts
+
+
+def flops_of_contexts(cfg: ModelConfig, contexts: list[int]) -> dict[str, list[float]]:
+    """Forward FLOPs a token in 'matrices' and causal 'attention', and of a decoded one ('decode'), for each context."""
+    matrices = _matrices(cfg)
+    found: dict[str, list[float]] = {name: [] for name in ("matrices", "attention", "decode")}
+    for context in contexts:
+        check_context(cfg, context)
+        forward, decoded = _forward(cfg, matrices, context, "causal"), _decode(cfg, matrices, context)
+        attention = forward["attention"] / context
+        found["attention"].append(attention)
+        found["matrices"].append(sum(forward[part] for part in COUNTED) / context - attention)
+        found["decode"].append(sum(decoded[part] for part in COUNTED))
+    return found
 
 
 def achieved_flops(flops_per_token: float, tokens: float, seconds: float, gpus: int = 1) -> float:

@@ -19,10 +19,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import ModelConfig
-from ..model.transformer import Transformer
 from .dense import MODELS, AnyConfig, DenseConfig, load_config
 from .memory import Layout, share_of
-from .params import weights
+from .params import shapes
 
 BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
 CACHES = ("mla", "mha", "gqa", "mqa")
@@ -52,7 +51,8 @@ def cache_numbers_per_token(cfg: AnyConfig, kind: str | None = None, groups: int
         if isinstance(cfg, DenseConfig):
             raise ValueError("a dense model has no latent: choose mha, gqa or mqa")
         # what the projection makes for the cache, of the real class
-        return sum(layer.self_attn.kv_a_proj_with_mqa.weight.shape[0] for layer in Transformer(cfg).layers)
+        main = (w for w in shapes(cfg).weights if w.layer is not None and w.layer < L)
+        return sum(w.shape[0] for w in main if w.name == "kv_a_proj_with_mqa")
     d = cfg.head if isinstance(cfg, DenseConfig) else cfg.v_head_dim
     if kind == "gqa" and groups is None:
         groups = cfg.num_key_value_heads if isinstance(cfg, DenseConfig) else None
@@ -100,7 +100,7 @@ def cache_report(cfg: AnyConfig, context: int, batch: int = 1, precision: str = 
 def repeated_and_expert_bytes(cfg: ModelConfig, tp: int = 1, precision: str = "fp8") -> tuple[int, int]:
     """Bytes that every GPU holds whatever their number, split by `tp`, and those of one routed expert in all layers."""
     layout, repeated, experts = Layout(tp=tp), 0, 0
-    for w in weights(Transformer(cfg)):
+    for w in shapes(cfg).weights:
         if w.part == "mtp_join" or (w.layer is not None and w.layer >= cfg.num_hidden_layers):
             continue
         share = share_of(w, layout)

@@ -27,13 +27,12 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..config import ModelConfig
-from ..model.transformer import Transformer
 from ..parallel.schedules import SCHEDULES, Schedule, build, parts
 from ..pretrained.writer import QUANTIZED
 from ..quant.blockwise import scale_shape
 from .activations import Kept, Shape, kept_arrays, total_bytes
 from .flops import check_context
-from .params import Weight, weights
+from .params import Weight, shapes
 
 STATES = ("weights", "master", "gradients", "moments", "activations", "buffers")
 _BYTES = {"fp32": 4, "bf16": 2, "none": 0}
@@ -166,8 +165,7 @@ def share_of(w: Weight, layout: Layout) -> Share:
     elements = 1
     for size in shape:
         elements *= size
-    stored = next(iter(w.parameter.parts or {f"{w.name}.weight": None}))
-    if stored.split(".")[-2] not in QUANTIZED:
+    if w.stored_name.split(".")[0] not in QUANTIZED:
         return Share(routed, elements, 2 * elements)
     matrices = (shape[0] if routed else 1) * (2 if w.name == "gate_up" else 1)  # gate and up are scaled apart
     rows, columns = scale_shape((elements // matrices // shape[-1], shape[-1]))
@@ -176,11 +174,10 @@ def share_of(w: Weight, layout: Layout) -> Share:
 
 def stage_weights(cfg: ModelConfig, layout: Layout) -> list[list[Weight]]:
     """The weights of every stage."""
-    model = Transformer(cfg)
     stages = layers_of_stages(cfg.num_hidden_layers, layout.stages)
     found: list[list[Weight]] = [[] for _ in stages]
     of_layer = {layer: s for s, layers in enumerate(stages) for layer in layers}
-    for w in weights(model):
+    for w in shapes(cfg).weights:
         at_start = w.name == "embed_tokens"
         found[0 if at_start else of_layer.get(-1 if w.layer is None else w.layer, -1)].append(w)
     return found

@@ -63,20 +63,18 @@ def _training_flops(m: Models, i: Values) -> dict[str, Ours]:
 
 @table("insights-2.3.2")
 def _expert_parallel_limit(m: Models, i: Values) -> dict[str, Ours]:
+    from ..hardware.serving import expert_parallel_limit
+
     rows: dict[str, Ours] = {}
-    width = i["dispatch_bytes"] + i["combine_bytes"]
+    sent = {k: i[k] for k in ("tokens", "experts", "hidden_size", "layers", "dispatch_bytes", "combine_bytes")}
+    name = "hardware.serving.expert_parallel_limit"
     for fabric, key in (("InfiniBand", "infiniband"), ("GB200 NVL72", "nvlink72")):
-        sent = (i["hidden_size"], i["tokens"], i["experts"], width, i[f"{key}_bytes_per_second"])
-        seconds = service.expert_communication_seconds(*sent)
-        token = service.seconds_per_output_token(seconds, i["layers"], i["micro_batches"])
-        step = by(service.expert_communication_seconds, *sent, scale=1e-6)
-        rows[f"one step of dispatch and combine, {fabric}"] = step
+        limit = expert_parallel_limit(i[f"{key}_bytes_per_second"], **sent)
+        rows[f"one step of dispatch and combine, {fabric}"] = Ours(1e6 * limit.communication_seconds, name)
+        rows[f"time per output token, {fabric}"] = Ours(1e3 * limit.token_seconds, name)
+        rows[f"tokens per second, {fabric}"] = Ours(limit.tokens_per_second, name)
         if fabric == "InfiniBand":
-            layer = (seconds, 1, i["micro_batches"])
-            rows[f"one layer, two micro-batches, {fabric}"] = by(service.seconds_per_output_token, *layer, scale=1e-6)
-        per_token = (seconds, i["layers"], i["micro_batches"])
-        rows[f"time per output token, {fabric}"] = by(service.seconds_per_output_token, *per_token, scale=1e-3)
-        rows[f"tokens per second, {fabric}"] = by(service.token_rate, token)
+            rows[f"one layer, two micro-batches, {fabric}"] = Ours(1e6 * limit.layer_seconds, name)
     return rows
 
 
@@ -87,8 +85,10 @@ def _drafts(m: Models, i: Values) -> dict[str, Ours]:
 
 @table("insights-hardware")
 def _routing(m: Models, i: Values) -> dict[str, Ours]:
+    from ..hardware.messages import row_bytes
+
     cfg = v3(m)
-    row = service.dispatch_row_bytes(cfg.hidden_size), service.combine_row_bytes(cfg.hidden_size)
+    row = row_bytes(cfg.hidden_size, True), row_bytes(cfg.hidden_size, False)
     return {
         "routed experts per GPU, 8 nodes": by(
             service.experts_per_gpu, cfg.n_routed_experts, 0, i["nodes"] * i["gpus_per_node"]
@@ -312,10 +312,9 @@ def _sizes(m: Models, i: Values) -> dict[str, Ours]:
         "MTP activated, with head (revised README)": drafting,
         "MTP activated, with head and embedding (first README)": drafting + p.by_part["embedding"],
     }
-    stored = by(lambda: params.parameter_report(cfg)["mtp_parameters_as_stored"], scale=1e9)
-    return {row: Ours(value / 1e9, name) for row, value in values.items()} | {
-        "MTP as stored": Ours(stored.value, "accounting.params.parameter_report")
-    }
+    stored = params.parameter_report(cfg)["mtp_parameters_as_stored"] / 1e9
+    rows = {row: Ours(value / 1e9, name) for row, value in values.items()}
+    return rows | {"MTP as stored": Ours(stored, "accounting.params.parameter_report")}
 
 
 @table("checkpoint-v3")
@@ -386,8 +385,10 @@ def _direction(m: Models, i: Values) -> dict[str, Ours]:
 
 @table("deepep-low-latency")
 def _low_latency(m: Models, i: Values) -> dict[str, Ours]:
+    from ..hardware.messages import row_bytes
+
     D, K = v3(m).hidden_size, v3(m).num_experts_per_tok
-    row = {"dispatch": service.dispatch_row_bytes(D, i["header_bytes"]), "combine": service.combine_row_bytes(D)}
+    row = {"dispatch": row_bytes(D, True) + i["header_bytes"], "combine": row_bytes(D, False)}
     return {
         f"EP {ranks}, {kind}": by(service.low_latency_gigabytes_per_second, i["tokens"], K, row[kind], microseconds)
         for kind in row

@@ -15,9 +15,12 @@ Four totals go by the name "671B", and they differ:
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..autograd import Parameter
@@ -37,12 +40,8 @@ class Weight(NamedTuple):
     part: str  # one of PARTS, or 'mtp_join' (enorm, hnorm, eh_proj, shared_head.norm)
     layer: int | None  # MTP modules stand behind the last layer; None: embedding, final norm, head
     name: str  # of the attribute that holds it: 'q_b_proj', 'gate_up', 'down', ...
-    parameter: Parameter
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As stored; routed experts carry their number as first axis."""
-        return self.parameter.shape
+    shape: tuple[int, ...]  # as held; routed experts carry their number as first axis
+    stored_name: str  # of its (first) tensor in the checkpoint, its last two words: 'gate_proj.weight'
 
     @property
     def size(self) -> int:
@@ -72,27 +71,48 @@ class Parameters(NamedTuple):
     mtp_active: int  # of the MTP modules' own: what a token meets, eh_proj included
 
 
-def weights(model: Transformer) -> Iterator[Weight]:
-    """Every parameter array of the model once, with its part and layer; a tied head is the embedding."""
-    yield Weight("embedding", None, "embed_tokens", model.embed_tokens.weight)
+class Shapes(NamedTuple):
+    """What is known of a model once its numbers are forgotten."""
+
+    weights: tuple[Weight, ...]
+    gate_biases: tuple[tuple[int, int], ...]  # (layer, numbers) of every correction bias
+
+
+def shapes(cfg: ModelConfig) -> Shapes:
+    """Shapes of all arrays of the real model; built once for each config, since nearly every account begins here."""
+    fields = dataclasses.asdict(cfg)
+    del fields["extra"]
+    return _shapes(json.dumps(fields))
+
+
+@lru_cache(maxsize=16)
+def _shapes(fields: str) -> Shapes:
+    model = Transformer(ModelConfig(**json.loads(fields)))
+    found = [
+        Weight(part, layer, name, p.shape, ".".join(next(iter(p.parts or {f"{name}.weight": 0})).split(".")[-2:]))
+        for part, layer, name, p in parameters_by_place(model)
+    ]
+    biases = [(int(name.split(".")[2]), bias.size) for name, bias in model.named_buffers()]
+    return Shapes(tuple(found), tuple(biases))
+
+
+def parameters_by_place(model: Transformer) -> Iterator[tuple[str, int | None, str, Parameter]]:
+    """(part, layer, name, parameter) of every array of the model once; a tied head is the embedding."""
+    yield "embedding", None, "embed_tokens", model.embed_tokens.weight
     for i, layer in enumerate([*model.layers, *(module.layer for module in model.mtp)]):
         for name, module in layer.named_modules():
             for parameter_name, value in vars(module).items():
                 if isinstance(value, Parameter):
                     own = name.split(".")[-1] if parameter_name == "weight" else parameter_name
-                    yield Weight(_part(name, module), i, own, value)
+                    yield _part(name, module), i, own, value
     for k, module in enumerate(model.mtp, start=len(model.layers)):
-        joins = {
-            "enorm": module.enorm,
-            "hnorm": module.hnorm,
-            "eh_proj": module.eh_proj,
-            "norm": module.shared_head.norm,
-        }
-        for name, join in joins.items():
-            yield Weight("mtp_join", k, name, join.weight)
-    yield Weight("norms", None, "norm", model.norm.weight)
+        yield "mtp_join", k, "enorm", module.enorm.weight
+        yield "mtp_join", k, "hnorm", module.hnorm.weight
+        yield "mtp_join", k, "eh_proj", module.eh_proj.weight
+        yield "mtp_join", k, "norm", module.shared_head.norm.weight
+    yield "norms", None, "norm", model.norm.weight
     if model.lm_head.weight is not model.embed_tokens.weight:
-        yield Weight("lm_head", None, "lm_head", model.lm_head.weight)
+        yield "lm_head", None, "lm_head", model.lm_head.weight
 
 
 def _part(name: str, module: Module) -> str:
@@ -107,19 +127,18 @@ def _part(name: str, module: Module) -> str:
 
 def count_parameters(cfg: ModelConfig) -> Parameters:
     """Count the real model at the shapes of `cfg`."""
-    model = Transformer(cfg)
+    known = shapes(cfg)
     main, mtp = Counter(dict.fromkeys(PARTS, 0)), Counter[str]()
-    for w in weights(model):
+    for w in known.weights:
         (main if w.layer is None or w.layer < cfg.num_hidden_layers else mtp)[w.part] += w.size
     idle = cfg.n_routed_experts - cfg.num_experts_per_tok
     total, experts = main.total(), main["routed_experts"]
     active = total - experts // cfg.n_routed_experts * idle
     tied = cfg.tie_word_embeddings  # the one matrix is the head already
-    biases = [(int(name.split(".")[2]), bias.size) for name, bias in model.named_buffers()]
     return Parameters(
         by_part=dict(main),
-        gate_bias=sum(size for layer, size in biases if layer < cfg.num_hidden_layers),
-        mtp_gate_bias=sum(size for layer, size in biases if layer >= cfg.num_hidden_layers),
+        gate_bias=sum(size for layer, size in known.gate_biases if layer < cfg.num_hidden_layers),
+        mtp_gate_bias=sum(size for layer, size in known.gate_biases if layer >= cfg.num_hidden_layers),
         mtp=dict(mtp),
         total=total,
         active_with_head=active - (0 if tied else main["embedding"]),

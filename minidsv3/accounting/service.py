@@ -1,4 +1,4 @@
-"""Serving and training as a business: experts on GPUs, the limit of expert parallelism, hours and dollars.
+"""Serving and training as a business: experts on GPUs, hours and dollars, and ratios that the papers print.
 
 Plain arithmetic of the papers' sections on deployment; each function is one line of a published calculation, so that a
 student can change an input. Extended ring: nothing of the package needs it but `paper_rows`.
@@ -19,26 +19,6 @@ def experts_per_gpu(experts: int, redundant: int, gpus: int) -> float:
 def nodes_spanned(ranks: int, gpus_per_node: int) -> float:
     """Nodes of a group of ranks."""
     return ranks / gpus_per_node
-
-
-def expert_communication_seconds(
-    hidden_size: float, tokens: int, experts: int, bytes_per_number: float, bandwidth: float
-) -> float:
-    """Time to send `tokens` rows to `experts` experts each and to bring them back (Insights, section 2.3.2).
-
-    `bytes_per_number` is that of dispatch and combine together: 1 + 2 for FP8 and BF16. No latency, no node limit.
-    """
-    return bytes_per_number * tokens * experts * hidden_size / bandwidth
-
-
-def seconds_per_output_token(communication_seconds: float, layers: int, micro_batches: int = 2) -> float:
-    """Communication of all layers, when one micro-batch computes while the other one's rows are under way."""
-    return layers * micro_batches * communication_seconds
-
-
-def token_rate(seconds_per_token: float) -> float:
-    """Tokens a second."""
-    return 1 / seconds_per_token
 
 
 def tokens_per_pass(acceptance: float) -> float:
@@ -94,16 +74,6 @@ def experts_at_same_cost(nodes: int, experts_per_node: float) -> float:
 def low_latency_gigabytes_per_second(tokens: int, experts: int, bytes_per_row: float, microseconds: float) -> float:
     """DeepEP's bandwidth of its low-latency kernels: one row for every token and expert."""
     return tokens * experts * bytes_per_row / microseconds / 1e3
-
-
-def dispatch_row_bytes(hidden_size: int, header: int = 0, tile: int = 128) -> int:
-    """A row in FP8 with a 4-byte scale for each tile, and a header in the low-latency kernels."""
-    return hidden_size + 4 * -(-hidden_size // tile) + header
-
-
-def combine_row_bytes(hidden_size: int) -> int:
-    """A row in BF16."""
-    return 2 * hidden_size
 
 
 def bubble_from_parts(seconds: Sequence[float], ranks: int, micro_batches: int) -> float:
