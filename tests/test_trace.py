@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minidsv3.hardware.clock import Op, in_streams
+from minidsv3.hardware.chunks import Op, in_streams
 from minidsv3.hardware.trace import Span, chrome_trace, spans_of_schedule, spans_of_streams, write_trace
 from minidsv3.parallel.schedules import build
 from minidsv3.parallel.timeline import timeline
