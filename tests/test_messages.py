@@ -90,6 +90,8 @@ def test_traffic_of_a_trace_equals_a_loop():
     rng = np.random.default_rng(4)
     topk_idx = np.stack([rng.permutation(24)[:5] for _ in range(60)]).reshape(3, 20, 5)
     topk_idx[0, 3, 2:] = -1
+    empty = np.concatenate([topk_idx, np.full((1, 20, 5), -1)])  # places without a token change nothing
+    assert traffic_of(empty.astype(np.int16), 24, 12, 3) == traffic_of(topk_idx, 24, 12, 3)
     assert tuple(traffic_of(topk_idx, 24, 12, 3)) == pytest.approx(traffic_by_loop(topk_idx, 24, 12, 3))
     with pytest.raises(ValueError, match="ranks=7"):
         traffic_of(topk_idx, 24, 7, 3)

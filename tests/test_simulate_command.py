@@ -69,10 +69,14 @@ def test_step_on_hardware_from_a_file(capsys, tmp_path):
 
 def test_step_reads_a_routing_trace(capsys, tmp_path):
     """All tokens to the experts of one node: one node a token, eight ranks, and a busy rank."""
-    topk_idx = np.tile(np.arange(0, 32, 4), (2, 3, 50, 1))
-    save_file({"topk_idx": topk_idx}, tmp_path / "trace.safetensors")
+    topk_idx = np.tile(np.arange(0, 32, 4, dtype=np.int16), (2, 3, 50, 1))
+    tensors = {"topk_idx": topk_idx, "topk_weight": np.ones(topk_idx.shape, np.float32), "step": np.array([1, 2])}
+    save_file(tensors, tmp_path / "trace.safetensors", {"n_routed_experts": "256", "num_experts_per_tok": "8"})
     report = as_json(capsys, "step", "--routing", tmp_path / "trace.safetensors")
     assert (report["nodes_per_token"], report["ranks_per_token"], report["busiest_rank"]) == (1, 8, 8)
+    save_file(tensors, tmp_path / "small.safetensors", {"n_routed_experts": "32", "num_experts_per_tok": "8"})
+    report = as_json(capsys, "step", "--routing", tmp_path / "small.safetensors")  # 32 experts on 8 nodes: 4 a node
+    assert (report["nodes_per_token"], report["ranks_per_token"], report["busiest_rank"]) == (8, 8, 4)
     save_file({"x": topk_idx}, tmp_path / "other.safetensors")
     assert "topk_idx" in refused(capsys, "step", "--routing", tmp_path / "other.safetensors")
 

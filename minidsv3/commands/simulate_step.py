@@ -107,7 +107,7 @@ def make_setup(args: argparse.Namespace) -> tuple[ModelConfig, Setup]:
 def _traffic(args: argparse.Namespace, config: ModelConfig, links: Links) -> Traffic:
     """Where tokens go: from a trace, or from the model's gate on random scores (V3's own numbers need no draw)."""
     if args.routing:
-        return traced_traffic(args.routing, config, args.ep, links.gpus_per_node)
+        return traced_traffic(args.routing, args.ep, links.gpus_per_node)
     limit = config.topk_group if args.node_limit is None else args.node_limit
     if not 1 <= limit <= config.n_group:
         raise ValueError(f"--node-limit {limit} must lie between 1 and n_group={config.n_group}")

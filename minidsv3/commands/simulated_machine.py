@@ -15,6 +15,7 @@ from ..hardware.routing import ecmp_slowdown
 from ..hardware.specs import CLUSTERS, Cluster, read_cluster
 from ..hardware.topology import Topology, dragonfly, fat_tree_2, fat_tree_3, multi_plane, slim_fly
 from ..ops.routing import select_experts
+from ..train.routing import read_routing_trace
 
 TOKENS_OF_MONTE_CARLO = 20_000
 NETWORKS: dict[str, Callable[[], Topology]] = {
@@ -81,13 +82,17 @@ def gate_traffic(config: ModelConfig, limit: int, ranks: int, gpus_per_node: int
     return traffic_of(topk_idx, E, ranks, gpus_per_node)._replace(busiest=1.0)
 
 
-def traced_traffic(path: str, config: ModelConfig, ranks: int, gpus_per_node: int) -> Traffic:
-    """Traffic of a trace: ``topk_idx`` int [steps, layers, T, K]; busiest rank of each layer, mean over layers."""
-    from safetensors.numpy import load_file
+def traced_traffic(path: str, ranks: int, gpus_per_node: int) -> Traffic:
+    """Traffic of a routing trace (`train.routing`), mean over steps and layers, busiest rank of each layer.
 
-    content = load_file(path)
-    if "topk_idx" not in content or content["topk_idx"].ndim != 4:
-        raise ValueError(f"{path} has no topk_idx [steps, layers, T, K]: it is no routing trace")
-    layers = content["topk_idx"].transpose(1, 0, 2, 3)
-    each = [traffic_of(layer, config.n_routed_experts, ranks, gpus_per_node) for layer in layers]
+    A small model's few experts are spread over as many nodes as `ranks` fill, one to a rank. Raises ValueError when
+    neither the trace's experts divide among the ranks nor the ranks among the experts.
+    """
+    trace = read_routing_trace(path)
+    E = trace.n_routed_experts
+    if E % ranks and ranks % E:
+        raise ValueError(f"{path}: {E} experts and {ranks} ranks do not divide each other")
+    if E < ranks:
+        ranks, gpus_per_node = E, max(1, gpus_per_node * E // ranks)
+    each = [traffic_of(layer, E, ranks, gpus_per_node) for layer in trace.topk_idx.transpose(1, 0, 2, 3)]
     return Traffic(*np.mean(each, axis=0).tolist())

@@ -153,6 +153,7 @@ class Clock:
 
     def __init__(self, setup: Setup, stages: int | None = None) -> None:
         self.setup = setup
+        self._pairs: dict[tuple[int, int], float] = {}  # (forward stage, backward stage) -> seconds
         self._sm_share = 1.0 - setup.efficiencies.communication_sms / setup.cluster.gpu.sms
         layer = sum(self.part(name, True) for name in PARTS)
         self.stages = spread(setup.model, stages or setup.pipeline_ranks, sum(map(self.head, "FBW")) / layer)
@@ -258,10 +259,6 @@ class Clock:
         return {
             kind: [sum(op.seconds for op in ops(s)) for s in range(len(self.stages))] for kind, ops in kinds.items()
         }
-
-    @cached_property
-    def _pairs(self) -> dict[tuple[int, int], float]:
-        return {}
 
     def duration(self, kind: str, stage: int, backward_stage: int | None = None) -> float:
         """Seconds of an instruction: F, B, Bi, W of `stage`, or FB of a forward and a backward stage."""

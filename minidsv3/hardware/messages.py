@@ -78,7 +78,8 @@ def traffic_of(topk_idx: np.ndarray, experts: int, ranks: int, gpus_per_node: in
     """
     if experts % ranks:
         raise ValueError(f"experts={experts} is not a multiple of ranks={ranks}")
-    chosen = np.asarray(topk_idx).reshape(-1, np.asarray(topk_idx).shape[-1])
+    chosen = np.asarray(topk_idx, dtype=np.int64).reshape(-1, np.asarray(topk_idx).shape[-1])
+    chosen = chosen[chosen.max(axis=1, initial=-1) >= 0]  # places without a token are left out
     if not chosen.size or chosen.max() >= experts:
         raise ValueError(f"no expert ids, or one that exceeds {experts} experts")
     rank = np.where(chosen >= 0, chosen // (experts // ranks), -1)
