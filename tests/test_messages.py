@@ -21,6 +21,7 @@ from minidsv3.hardware.messages import (
     normal_seconds,
     read_measurements,
     row_bytes,
+    straggler_seconds,
     traffic_of,
     uniform_traffic,
 )
@@ -148,6 +149,7 @@ def test_ledger_seconds_wait_for_the_busiest_rank_and_the_latest():
     ]  # fmt: skip
     seconds = ledger_seconds(rows, Links(100.0, 1000.0))
     assert seconds == {"dispatch": 700 / 100, "combine": 100 / 100 + 7.0}
+    assert straggler_seconds(rows) == 7.0
 
 
 def test_ledger_of_the_runtime_takes_the_time_of_the_model():

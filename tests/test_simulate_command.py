@@ -84,9 +84,13 @@ def test_step_reads_a_routing_trace(capsys, tmp_path):
 def test_step_turns_a_ledger_into_seconds(capsys, tmp_path):
     ledger = Ledger(16, 8)
     ledger.add("dispatch", 0, 9, 1, 436_600_000)
+    ledger.add_seconds("dispatch", 3, 0.25)
+    ledger.add_seconds("combine", 3, 0.5)
     ledger.write_csv(tmp_path / "ledger.csv")
     report = as_json(capsys, "step", "--ledger", tmp_path / "ledger.csv")
-    assert report["ledger_seconds"] == {"dispatch": pytest.approx(0.01)}
+    assert report["ledger_seconds"] == {"dispatch": pytest.approx(0.26), "combine": 0.5}
+    assert report["step_seconds_with_stragglers"] == pytest.approx(report["step_seconds"] + 0.75)
+    assert "Stragglers add 0.75 s" in simulate(capsys, "step", "--ledger", tmp_path / "ledger.csv")
 
 
 def test_step_writes_trace_and_figures(capsys, tmp_path):

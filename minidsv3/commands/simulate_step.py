@@ -19,7 +19,7 @@ from ..accounting.published import published_tables
 from ..config import ModelConfig
 from ..hardware.clock import Clock, Setup, Step, constants, step
 from ..hardware.kernels import shape_of
-from ..hardware.messages import LIMITED_TO_FOUR, Links, Traffic, ledger_seconds
+from ..hardware.messages import LIMITED_TO_FOUR, Links, Traffic, ledger_seconds, straggler_seconds
 from ..hardware.specs import FABRICS
 from ..parallel.comm import read_ledger_csv
 from ..parallel.schedules import SCHEDULES, build
@@ -153,7 +153,10 @@ def _report(args: argparse.Namespace, config: ModelConfig, setup: Setup, result:
         report["median_unfitted_error"] = median_unfitted_error(found)
         report["residuals"] = [{**r._asdict(), "relative": r.relative} for r in found]
     if args.ledger:
-        report["ledger_seconds"] = ledger_seconds(read_ledger_csv(args.ledger), setup.links)
+        rows = read_ledger_csv(args.ledger)
+        late = straggler_seconds(rows)
+        report |= {"ledger_seconds": ledger_seconds(rows, setup.links), "straggler_seconds": late,
+                   "step_seconds_with_stragglers": result.seconds + late}  # fmt: skip
     if args.constants:
         report["constants"] = [dict(zip(("name", "value", "unit", "fitted_on"), row)) for row in constants()]
     return report | {"simplified": list(SIMPLIFIED)}
@@ -272,7 +275,9 @@ def _text(report: dict[str, Any]) -> str:
     )
     if "ledger_seconds" in report:
         rows_ = [[op, f"{1e3 * s:.3f}"] for op, s in report["ledger_seconds"].items()]
-        blocks.append("Ledger\n" + text_table(["operation", "ms"], rows_))
+        late, total = report["straggler_seconds"], report["step_seconds_with_stragglers"]
+        told = f"Stragglers add {late:.3g} s: a step takes {total:.4g} s."
+        blocks.append("Ledger\n" + text_table(["operation", "ms"], rows_) + f"\n{told}")
     if "constants" in report:
         rows_ = [[c["name"], f"{c['value']:.4g} {c['unit']}", c["fitted_on"]] for c in report["constants"]]
         blocks.append(text_table(["constant", "value", "fitted on"], rows_, left=3))

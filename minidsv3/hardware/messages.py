@@ -200,6 +200,14 @@ def ledger_seconds(rows: Iterable[Any], links: Links) -> dict[str, float]:
     return {operation: max(loads.values(), default=0.0) + late[operation] for operation, loads in busy.items()}
 
 
+def straggler_seconds(rows: Iterable[Any]) -> float:
+    """Virtual seconds that stragglers add: everybody waits for the latest rank of each operation of a ledger."""
+    late: dict[str, float] = {}
+    for row in rows:
+        late[row.operation] = max(late.get(row.operation, 0.0), row.seconds)
+    return sum(late.values())
+
+
 def read_measurements(entries: Iterable[Mapping[str, Any]], quantity: Any) -> list[Measurement]:
     """Measurements from JSON objects ``{"kernel", "operation", "ranks", "value": "43 GB/s" or "118 us"}``.
 

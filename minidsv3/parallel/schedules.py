@@ -252,6 +252,8 @@ def needs(schedule: Sequence[Sequence[Instruction]], blocking_sends: bool = Fals
                     channel = (rank, target[0], name, direction)
                     if channel in taken_of and i + 1 < len(row):
                         found[rank, i + 1].append(Need(taken_of[channel], True))
+                    if (name, *target, chunk) not in place_of:
+                        raise ValueError(f"rank {rank}: nobody on rank {target[0]} takes what {op} sends")
                     taken_of[channel] = place_of[name, *target, chunk]
     return found
 
