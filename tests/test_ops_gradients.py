@@ -17,7 +17,14 @@ from minidsv3.ops.norm import RMSNormFunction, rms_norm
 from minidsv3.ops.plain import PLAIN_FORMS
 from minidsv3.ops.rope import RopeFunction, rotation_table
 from minidsv3.ops.routing import GateScoreFunction, GateWeightFunction, PermuteFunction, UnpermuteFunction
-from minidsv3.ops.shape import AddFunction, ConcatFunction, PositionsFunction, ReshapeFunction, RoundFunction, SplitFunction
+from minidsv3.ops.shape import (
+    AddFunction,
+    ConcatFunction,
+    PositionsFunction,
+    ReshapeFunction,
+    RoundFunction,
+    SplitFunction,
+)
 from minidsv3.ops.swiglu import SwiGLUFunction, swiglu
 
 RNG = np.random.default_rng(11)

@@ -290,17 +290,26 @@ class Explanation(NamedTuple):
     def bits(self) -> str:
         """Sign, exponent and fraction bits with blanks between them."""
         fmt, text = self.format, f"{self.code:0{self.format.bits}b}"
-        parts = (text,) if fmt.name == "ue8m0" else (text[0], text[1 : 1 + fmt.exponent_bits], text[1 + fmt.exponent_bits :])
+        parts = (
+            (text,)
+            if fmt.name == "ue8m0"
+            else (text[0], text[1 : 1 + fmt.exponent_bits], text[1 + fmt.exponent_bits :])
+        )
         return " ".join(part for part in parts if part)
 
     def __str__(self) -> str:
         fmt, step = self.format, 1 << self.format.fraction_bits
         error = f"{(self.value - self.x) / self.x:+.3%}" if self.x and np.isfinite(self.x) else "none"
-        lines = [f"{self.x!r} in {fmt.name}: {self.value!r}   relative error {error}", f"bits   {self.bits}   (0x{self.code:0{-(-fmt.bits // 4)}x})"]
+        lines = [
+            f"{self.x!r} in {fmt.name}: {self.value!r}   relative error {error}",
+            f"bits   {self.bits}   (0x{self.code:0{-(-fmt.bits // 4)}x})",
+        ]
         if np.isfinite(self.value):
             subnormal = fmt.name != "ue8m0" and abs(self.value) < 2.0**fmt.min_exponent
             significand = f"({0 if subnormal else 1} + {self.fraction}/{step})" if fmt.fraction_bits else "1"
-            lines.append(f"value  {'-' if self.sign else '+'}{significand} * 2^{self.exponent}{'   (subnormal)' if subnormal else ''}")
+            lines.append(
+                f"value  {'-' if self.sign else '+'}{significand} * 2^{self.exponent}{'   (subnormal)' if subnormal else ''}"
+            )
             lines.append(f"between {self.below!r} and {self.above!r}")
         return "\n".join(lines)
 
@@ -321,7 +330,9 @@ def explain(x: float, fmt: str | Format | np.dtype) -> Explanation:
     inward = step / 2 if value and code & ((1 << m) - 1) == 0 and field > 1 else step  # below a power of two: half
     steps = (inward, step) if value > 0 else (step, inward)
     below, above = max(value - steps[0], -fmt.max), min(value + steps[1], fmt.max)
-    return Explanation(fmt, float(x), value, code, code >> (fmt.bits - 1), exponent, code & ((1 << m) - 1), below, above)
+    return Explanation(
+        fmt, float(x), value, code, code >> (fmt.bits - 1), exponent, code & ((1 << m) - 1), below, above
+    )
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:

@@ -262,4 +262,3 @@ def _finished(product: np.ndarray, dtype: np.dtype, out: np.ndarray | None, bf16
         return product.astype(dtype, copy=False)
     out[...] = product
     return out
-

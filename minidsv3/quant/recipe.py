@@ -134,11 +134,15 @@ def recipe_for(precision: str, accumulate: str = "fast") -> Recipe | None:
             raise ValueError(f"precision={precision!r}: {row}={arithmetic!r} is not one of {', '.join(allowed)}")
         rows[row] = arithmetic
     if accumulate == "exact" and not any(rows[row].startswith("fp8") for row in (*LINEAR, "lm_head", "gate")):
-        raise ValueError(f"accumulate='exact' is the Hopper FP8 tensor core, which precision={precision!r} does not use")
+        raise ValueError(
+            f"accumulate='exact' is the Hopper FP8 tensor core, which precision={precision!r} does not use"
+        )
     return None if precision == "fp32" else Recipe(precision, rows, accumulate == "exact")
 
 
 def _allowed(row: str) -> tuple[str, ...]:
     if row == "moments":
         return ("fp32", "bf16")
-    return ("fp32", "fp8") if row in ("embed_tokens", "attention", "swiglu") else tuple(a for a in GEMMS if "," not in a)
+    return (
+        ("fp32", "fp8") if row in ("embed_tokens", "attention", "swiglu") else tuple(a for a in GEMMS if "," not in a)
+    )

@@ -242,7 +242,9 @@ def _by_the_table(a: np.ndarray, b: np.ndarray, c: np.ndarray | None, unit: Unit
 
 def _output(x: np.ndarray, kind: str) -> np.ndarray:
     """Exact sums (float64) in the unit's output format; overflow is infinity, zero is +0."""
-    bits, smallest, cut = {"rz13": (13, -126, np.trunc), "rz23": (23, -126, np.trunc), "rne16": (10, -14, np.rint)}[kind]
+    bits, smallest, cut = {"rz13": (13, -126, np.trunc), "rz23": (23, -126, np.trunc), "rne16": (10, -14, np.rint)}[
+        kind
+    ]
     exponent = np.maximum(np.frexp(x)[1] - 1, smallest)
     with np.errstate(over="ignore"):
         rounded = np.ldexp(cut(np.ldexp(x, bits - exponent)) + 0.0, exponent - bits)
