@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..generation.costs import attention_cost
-from .params import count_parameters, shapes
+from .params import shapes
 
 COUNTED = ("projections", "attention", "dense_ffn", "shared_experts", "routed_experts", "lm_head")
 ATTENTION = ("full", "causal", "exact")
@@ -91,12 +91,6 @@ def forward_flops_per_token(cfg: ModelConfig, context: int, attention: str = "ca
 def training_flops_per_token(cfg: ModelConfig, context: int, attention: str = "causal") -> float:
     """Forward and backward: three times `forward_flops_per_token`."""
     return 3 * forward_flops_per_token(cfg, context, attention)
-
-
-def rounded_training_flops_per_token(cfg: ModelConfig, context: int) -> float:
-    """The same from parameter counts alone, ``6 N + attention``: norms and gates counted as if they were gemms."""
-    parts = forward_flops(cfg, context, "causal")
-    return 6 * count_parameters(cfg).active_with_head + 3 * parts["attention"] / context
 
 
 def decode_flops(cfg: ModelConfig, context: int) -> dict[str, float]:

@@ -81,7 +81,7 @@ def check_context_of(cfg: AnyConfig, context: int) -> None:
 
 
 def cache_report(cfg: AnyConfig, context: int, batch: int = 1, precision: str = "bf16") -> dict[str, Any]:
-    """``bytes_per_token``, ``bytes_total`` of `batch` sequences of `context` tokens; a token's ``by_model``."""
+    """``bytes_per_token``, ``bytes_total`` of `batch` sequences, and the bytes of one token ``by_model``."""
     check_context_of(cfg, context)
     if batch < 1:
         raise ValueError(f"batch={batch} is not positive")
