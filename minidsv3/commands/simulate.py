@@ -13,6 +13,7 @@ SIMULATIONS = {
     "network": "networks by cost and latency; hashing and failures",
     "inference": "the limit of expert parallelism; prefill and decode of one GPU",
     "calibrate": "fit the three communication constants to a table of DeepEP measurements",
+    "dispatch": "bytes, nodes and ranks of expert-parallel dispatch; the node limit; load before and after EPLB",
 }
 
 

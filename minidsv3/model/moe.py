@@ -141,11 +141,11 @@ class Experts(Module):
         hidden, again = stored_swiglu(gate_up_rows, self._store)  # [N, F]
         return grouped_linear(hidden, down, rows_per_expert, self._gemm_down, again)
 
-    def held(self, experts: slice | None) -> tuple[Parameter, Parameter]:
+    def held(self, experts: slice | Array | None) -> tuple[Parameter, Parameter]:
         """gate_up and down of some experts, the same objects at each call: what one rank holds (None: all)."""
         if experts is None:
             return self.gate_up, self.down
-        key = experts.start, experts.stop
+        key = (experts.start, experts.stop) if isinstance(experts, slice) else (*experts, None)
         if key not in self._held:
             self._held[key] = ParameterPart(self.gate_up, experts), ParameterPart(self.down, experts)
         return self._held[key]

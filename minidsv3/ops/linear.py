@@ -19,6 +19,9 @@ from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk
 from .shape import require_shape
 
 
+Ranges = list[tuple[int, int, int]]  # (expert, first row, end row) of every expert that has rows
+
+
 class Gemm:
     """The three matrix products of a linear layer in the precision of the arrays themselves."""
 
@@ -29,6 +32,18 @@ class Gemm:
     def load(self, w: Array) -> Any:
         """The weight as `fprop` and `dgrad` use it."""
         return w
+
+    def keep_groups(self, x: Array, ranges: Ranges) -> list[Any]:
+        """`keep` of each expert's rows."""
+        return [self.keep(x[a:b]) for _, a, b in ranges]
+
+    def load_groups(self, w: Array, ranges: Ranges) -> list[Any]:
+        """`load` of each expert's weight, w [E, D_out, D_in]."""
+        return [self.load(w[e]) for e, _, _ in ranges]
+
+    def gradient_groups(self, dy: Array, ranges: Ranges) -> list[Any]:
+        """Each expert's rows of the output gradient, as `dgrad` takes them."""
+        return [dy[a:b] for _, a, b in ranges]
 
     def fprop(self, x: Array, w: Array, out: Array | None = None, kept: Any = None) -> Array:
         """``x w^T``: x [N, D_in], w [D_out, D_in] -> [N, D_out]; `kept` is what `keep(x)` gave, if it was asked."""
@@ -81,8 +96,7 @@ class GroupedLinearFunction(Function):
         require_shape("GroupedLinear", "x", x, (int(rows_per_expert.sum()), None))
         self._gemm, self._ranges, self._again, self._w_shape = gemm, _ranges(rows_per_expert), again, w.shape
         self.flops = 2 * x.shape[0] * w.shape[1] * w.shape[2]
-        kept = [gemm.keep(x[a:b]) for _, a, b in self._ranges]
-        weights = [gemm.load(w[e]) for e, _, _ in self._ranges]
+        kept, weights = gemm.keep_groups(x, self._ranges), gemm.load_groups(w, self._ranges)
         self.save(*weights, *(() if again else kept))
         y = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype)
         for (_, a, b), k, weight in zip(self._ranges, kept, weights):
@@ -93,16 +107,16 @@ class GroupedLinearFunction(Function):
         gemm, ranges, again, shape = self._gemm, self._ranges, self._again, self._w_shape
         weights, kept = self.saved[: len(ranges)], self.saved[len(ranges) :]
         dx = np.empty((dy.shape[0], shape[2]), dtype=dy.dtype)
-        for (_, a, b), weight in zip(ranges, weights):
-            gemm.dgrad(dy[a:b], weight, out=dx[a:b])
+        for (_, a, b), rows, weight in zip(ranges, gemm.gradient_groups(dy, ranges), weights):
+            gemm.dgrad(rows, weight, out=dx[a:b])
 
         def weight_gradient(out: Array | None) -> Array:
             dw = np.empty(shape, dtype=dy.dtype) if out is None else out
             if len(ranges) < len(dw):
                 dw[...] = 0
-            x = again() if again else None
-            for i, (e, a, b) in enumerate(ranges):
-                gemm.wgrad(dy[a:b], kept[i] if x is None else gemm.keep(x[a:b]), out=dw[e])
+            inputs = gemm.keep_groups(again(), ranges) if again else kept
+            for (e, a, b), rows in zip(ranges, inputs):
+                gemm.wgrad(dy[a:b], rows, out=dw[e])
             return dw
 
         return dx, InPlaceThunk(weight_gradient)
@@ -135,8 +149,7 @@ class EmbeddingFunction(Function):
         return weight_gradient
 
 
-def _ranges(rows_per_expert: Array) -> list[tuple[int, int, int]]:
-    """(expert, first row, end row) of every expert that has rows."""
+def _ranges(rows_per_expert: Array) -> Ranges:
     stops = list(accumulate(rows_per_expert.tolist()))
     return [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops)) if b > a]
 

@@ -52,7 +52,7 @@ class Ranks:
     def __init__(self, comm: Communicator, workers: int = 1, timeout: float = 300.0) -> None:
         self.comm, self.workers, self.timeout = comm, workers, timeout
         self._here = threading.local()
-        self._lock = threading.Lock()
+        self._lock, self._collective = threading.Lock(), threading.Lock()
 
     @property
     def rank(self) -> int | None:
@@ -68,7 +68,8 @@ class Ranks:
         self._turns = {rank: threading.Semaphore(0) for rank in local}
         self._ready = deque(local)
         self._running = 0
-        self._waits: dict[int, str] = {}  # rank -> what it waits for
+        self._waits: dict[int, Callable[[], str]] = {}  # rank -> what it waits for, in words
+        self._for_mail: set[int] = set()  # those that wait for a message
         self._meetings: dict[tuple[int, ...], _Meeting] = {}
         self._errors: dict[int, BaseException] = {}
         self._stopped: RankError | None = None
@@ -131,11 +132,11 @@ class Ranks:
                 self._raise_if_stopped()
             meeting.values[rank] = value
             if len(meeting.values) < len(key):
-                missing = next(r for r in key if r not in meeting.values)
-                self._wait(rank, f"{operation} for rank {missing}")
+                self._wait(rank, lambda: f"{operation} for rank {next(r for r in key if r not in meeting.values)}")
                 return meeting.results.pop(rank)
             del self._meetings[key]  # complete: the next collective of this group is another meeting
-        meeting.results = dict(together({r: meeting.values[r] for r in sorted(meeting.values)}))
+        with self._collective:  # groups that are ready at once take turns
+            meeting.results = dict(together({r: meeting.values[r] for r in sorted(meeting.values)}))
         with self._lock:
             self._raise_if_stopped()
             for other in sorted(meeting.values):
@@ -146,9 +147,9 @@ class Ranks:
 
     def send(self, array: Array, destination: int, tag: int = 0, operation: str = "send") -> None:
         """Leave `array` for another rank; does not wait."""
-        self.comm.send(array, self._here.rank, destination, tag, operation)
         with self._lock:
-            if destination in self._waits and self._waits[destination].startswith("a message"):
+            self.comm.send(array, self._here.rank, destination, tag, operation)
+            if destination in self._for_mail:
                 self._wake(destination)
                 self._give_turns()
 
@@ -158,14 +159,15 @@ class Ranks:
         Raises RankError when nobody is left who could send it, or when none came within `timeout` seconds.
         """
         rank = self._here.rank
-        while (array := self.comm.receive(source, rank, tag, operation)) is None:
-            with self._lock:
+        with self._lock:  # so that a message can't come between looking and waiting
+            while (array := self.comm.receive(source, rank, tag, operation)) is None:
                 self._raise_if_stopped()
-                self._wait(rank, f"a message of rank {source} with tag {tag} in {operation}")
-        self._mail_since = None
+                self._for_mail.add(rank)
+                self._wait(rank, lambda: f"a message of rank {source} with tag {tag} in {operation}")
+            self._mail_since = None
         return array
 
-    def _wait(self, rank: int, what: str) -> None:
+    def _wait(self, rank: int, what: Callable[[], str]) -> None:
         """Give the turn away until somebody wakes this rank. The caller holds the lock."""
         self._waits[rank] = what
         self._running -= 1
@@ -179,6 +181,7 @@ class Ranks:
 
     def _wake(self, rank: int) -> None:
         del self._waits[rank]
+        self._for_mail.discard(rank)
         self._ready.append(rank)
 
     def _give_turns(self) -> None:
@@ -190,16 +193,17 @@ class Ranks:
             self._turns[self._ready.popleft()].release()
 
     def _nobody_can_go_on(self) -> None:
-        for_mail = [rank for rank, what in sorted(self._waits.items()) if what.startswith("a message")]
-        if for_mail and len(self.comm.local_ranks) < self.comm.ranks:  # it may come from another process: look again
+        if (
+            self._for_mail and len(self.comm.local_ranks) < self.comm.ranks
+        ):  # it may come from another process: look again
             now = time.monotonic()
             self._mail_since = self._mail_since or now
             if now - self._mail_since < self.timeout:
                 time.sleep(POLL_SECONDS)
-                for rank in for_mail:
+                for rank in sorted(self._for_mail):
                     self._wake(rank)
                 return
-        waiting = "; ".join(f"rank {rank} waits for {what}" for rank, what in sorted(self._waits.items())[:4])
+        waiting = "; ".join(f"rank {rank} waits for {what()}" for rank, what in sorted(self._waits.items())[:4])
         more = f" (and {len(self._waits) - 4} more)" if len(self._waits) > 4 else ""
         self._stop(RankError(f"nobody can go on: {waiting}{more}"))
 

@@ -194,7 +194,8 @@ def _block_amax(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
     # As integers, magnitudes order as their bits do, NaN on top, and NumPy finds their maximum several times faster.
     magnitude = np.ascontiguousarray(x).view(np.int32) & 0x7FFFFFFF
     if rows > 1 and len(magnitude):
-        magnitude = np.stack([magnitude[a : a + rows].max(axis=0) for a in range(0, len(magnitude), rows)])
+        maxima = [magnitude[a : a + rows].max(axis=0) for a in range(0, len(magnitude), rows)]
+        magnitude = np.stack(maxima) if len(maxima) > 1 else maxima[0][None]
     if columns > 1 and magnitude.size:
         starts = np.arange(0, magnitude.shape[1], columns, dtype=np.int64)
         magnitude = np.maximum.reduceat(magnitude, starts, axis=1)

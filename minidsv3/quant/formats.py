@@ -106,16 +106,17 @@ FORMATS = {
 E5M6 = FORMATS["e5m6"]
 
 
+_BY_DTYPE = {f.dtype: f for f in FORMATS.values()}
+
+
 def format_of(fmt: str | Format | np.dtype) -> Format:
     """The format of a name ('e4m3', in either case) or of its codes' dtype; a Format is returned as it is."""
     if isinstance(fmt, Format):
         return fmt
-    if isinstance(fmt, str) and fmt.lower() in FORMATS:
-        return FORMATS[fmt.lower()]
-    for known in FORMATS.values():
-        if not isinstance(fmt, str) and known.dtype == fmt:
-            return known
-    raise ValueError(f"format {fmt!r} is not one of {', '.join(FORMATS)}")
+    found = FORMATS.get(fmt.lower()) if isinstance(fmt, str) else _BY_DTYPE.get(np.dtype(fmt))
+    if found is None:
+        raise ValueError(f"format {fmt!r} is not one of {', '.join(FORMATS)}")
+    return found
 
 
 def round_to(x: np.ndarray, fmt: str | Format | np.dtype, out: np.ndarray | None = None) -> np.ndarray:
@@ -166,18 +167,9 @@ def _round_by_adding(x: np.ndarray, fmt: Format, out: np.ndarray, magic: np.ndar
     np.bitwise_or(out.view(np.uint32), sign, out=out.view(np.uint32))  # -0.001 becomes -0, not +0
 
 
-def _round_bf16(x: np.ndarray, fmt: Format, out: np.ndarray, bits: np.ndarray, odd: np.ndarray) -> None:
-    """Nearest even on the upper 16 bits, in integers: BF16 reaches as far as float32, where no larger c exists."""
-    np.clip(x, -fmt.max, fmt.max, out=out)
-    nan = np.isnan(out)
-    np.right_shift(out.view(np.uint32), 16, out=odd)
-    odd &= 1
-    np.add(out.view(np.uint32), 0x7FFF, out=bits)
-    bits += odd
-    bits &= 0xFFFF0000
-    out.view(np.uint32)[...] = bits
-    if nan.any():
-        out[nan] = np.nan
+def _round_bf16(x: np.ndarray, fmt: Format, out: np.ndarray, *scratch: np.ndarray) -> None:
+    """In integers, on the upper 16 bits: BF16 reaches as far as float32, where no larger c exists."""
+    round_bf16_in_place(np.clip(x, -fmt.max, fmt.max, out=out))
 
 
 def encode(x: np.ndarray, fmt: str | Format | np.dtype) -> np.ndarray:
@@ -351,14 +343,29 @@ def to_e4m3(x: np.ndarray) -> np.ndarray:
 
 
 def ceil_power_of_two(x: np.ndarray) -> np.ndarray:
-    """The smallest power of two not below x, for positive float32 x: exact, by exponent, within UE8M0's range.
+    """The smallest power of two not below x, for positive float32 x: exact, by its bits, within UE8M0's range.
 
-    Infinity and NaN are given back.
+    Infinity and NaN are given back; zero becomes the smallest, 2^-127.
     """
-    mantissa, exponent = np.frexp(x)  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
-    exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
-    powers = np.ldexp(np.float32(1), np.clip(exponent, -127, 127)).astype(np.float32)
-    return np.where(np.isfinite(x), powers, x)
+    x = np.asarray(x, dtype=np.float32)
+    bits = x.view(np.uint32)
+    up = np.minimum((bits + np.uint32(0x7FFFFF)) & _EXPONENT, 0x7F000000)  # carries unless the fraction is zero
+    up = np.where(bits <= 0x400000, 0x400000, up)  # 2^-127, a subnormal float32
+    return np.where(bits >= _EXPONENT, bits, up).astype(np.uint32).view(np.float32)
+
+
+def round_bf16_in_place(x: np.ndarray) -> np.ndarray:
+    """float32 x to BF16 values, nearest even, where it stands; beyond the range: infinity. C-contiguous only."""
+    bits = x.view(np.uint32)
+    nan = np.isnan(x)
+    odd = bits >> 16
+    odd &= 1
+    bits += np.uint32(0x7FFF)
+    bits += odd
+    bits &= np.uint32(0xFFFF0000)
+    if nan.any():
+        x[nan] = np.nan
+    return x
 
 
 def _single(x: np.ndarray) -> np.ndarray:

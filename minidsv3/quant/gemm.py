@@ -26,13 +26,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .blockwise import BLOCK, MX_BLOCK, Quantized, dequantize, quantize_mx, quantized
-from .formats import BF16, E4M3, E5M2, Format, decode, encode, round_to
+from .formats import BF16, E4M3, E5M2, Format, decode, encode, round_bf16_in_place, round_to
 from .tensorcore import deepgemm, tensorcore_matmul, tiled_matmul
 
+Ranges = list[tuple[int, int, int]]  # (expert, first row, end row), as `ops.linear` cuts them
 ACCUMULATE = ("fast", "exact")
 
 
-class BF16Gemm:
+class _Gemm:
+    """Experts one by one: where scales are shared between rows, each expert's rows have their own."""
+
+    def keep(self, x: np.ndarray) -> Any:
+        raise NotImplementedError
+
+    def load(self, w: np.ndarray) -> Any:
+        raise NotImplementedError
+
+    def keep_groups(self, x: np.ndarray, ranges: Ranges) -> list[Any]:
+        return [self.keep(x[a:b]) for _, a, b in ranges]
+
+    def load_groups(self, w: np.ndarray, ranges: Ranges) -> list[Any]:
+        return [self.load(w[e]) for e, _, _ in ranges]
+
+    def gradient_groups(self, dy: np.ndarray, ranges: Ranges) -> list[Any]:
+        return [dy[a:b] for _, a, b in ranges]
+
+
+class BF16Gemm(_Gemm):
     """Operands in BF16, sums in FP32; what is kept takes two bytes a number."""
 
     def keep(self, x: np.ndarray) -> np.ndarray:
@@ -54,7 +74,7 @@ class BF16Gemm:
         return _finished(round_to(dy, BF16).T @ decode(kept), dy.dtype, out, bf16=False)
 
 
-class FP8Gemm:
+class FP8Gemm(_Gemm):
     """Fine-grained FP8 (V3 report, section 3.3).
 
     Parameters
@@ -96,13 +116,13 @@ class FP8Gemm:
             kept = quantized(x, 1, BLOCK, self._x_scale)
         return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact), x.dtype, out)
 
-    def dgrad(self, dy: np.ndarray, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
+    def dgrad(
+        self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None
+    ) -> np.ndarray:
         weight = _loaded(self, w)
-        turned = Quantized(weight.codes.T, weight.scales.T)
-        q = quantized(dy, self._dy_rows, BLOCK, self._dy_scale)
-        if self._dy_rows > 1:
-            q = Quantized(q.codes, np.repeat(q.scales, self._dy_rows, axis=0)[: len(dy)])
-        return _finished(scaled_product(q, turned, exact=self._exact), dy.dtype, out)
+        q = self._gradient(dy) if isinstance(dy, np.ndarray) else dy
+        product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact)
+        return _finished(product, product.dtype if dy is q else dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: Quantized, out: np.ndarray | None = None) -> np.ndarray:
         x = quantized(dequantize(*kept, 1, BLOCK), BLOCK, 1, "ue8m0" if self._kept is not None else self._x_scale)
@@ -112,7 +132,26 @@ class FP8Gemm:
         return _finished(product, dy.dtype, out, bf16=False)
 
 
-class TensorwiseGemm:
+    def keep_groups(self, x: np.ndarray, ranges: Ranges) -> list[Quantized]:
+        return _rows(self.keep(x), ranges)  # a tile has one row: no scale is shared between experts
+
+    def load_groups(self, w: np.ndarray, ranges: Ranges) -> list[Quantized]:
+        E, D_out, D_in = w.shape
+        if D_out % BLOCK or len(ranges) < E:
+            return super().load_groups(w, ranges)
+        return _rows(self.load(w.reshape(-1, D_in)), [(e, e * D_out, (e + 1) * D_out) for e in range(E)], BLOCK)
+
+    def gradient_groups(self, dy: np.ndarray, ranges: Ranges) -> list[Any]:
+        return _rows(self._gradient(dy), ranges) if self._dy_rows == 1 else super().gradient_groups(dy, ranges)
+
+    def _gradient(self, dy: np.ndarray) -> Quantized:
+        q = quantized(dy, self._dy_rows, BLOCK, self._dy_scale)
+        if self._dy_rows == 1:
+            return q
+        return Quantized(q.codes, np.repeat(q.scales, self._dy_rows, axis=0)[: len(dy)])
+
+
+class TensorwiseGemm(_Gemm):
     """One scale a tensor, E4M3 forwards and E5M2 for gradients: the older recipe that the report compares with.
 
     Scales are taken from the tensor at hand. With `exact`, partial sums are promoted every 128, and scaled at the end.
@@ -165,7 +204,7 @@ class MXKept(NamedTuple):
         return self.columns.nbytes + (self.rows.nbytes if self.rows is not None else 0)
 
 
-class MXGemm:
+class MXGemm(_Gemm):
     """MXFP8: E4M3 in blocks of 32 with power-of-two scales that do not clip, sums in FP32."""
 
     def keep(self, x: np.ndarray) -> MXKept:
@@ -236,6 +275,11 @@ def fake_quantized(x: np.ndarray) -> np.ndarray:
     return dequantize(*quantized(rows, 1, BLOCK, "fp32"), 1, BLOCK).astype(x.dtype, copy=False).reshape(x.shape)
 
 
+def _rows(q: Quantized, ranges: Ranges, block: int = 1) -> list[Quantized]:
+    """Pieces of `q`, whose scales serve `block` rows each."""
+    return [Quantized(q.codes[a:b], q.scales[a // block : b // block]) for _, a, b in ranges]
+
+
 def _values(codes: np.ndarray) -> np.ndarray:
     """float32 values in the memory order of the codes, so that a transpose costs nothing."""
     return decode(codes) if codes.flags.c_contiguous else decode(codes.T).T
@@ -257,7 +301,7 @@ def _loaded(gemm: Any, w: Any) -> Any:
 def _finished(product: np.ndarray, dtype: np.dtype, out: np.ndarray | None, bf16: bool = True) -> np.ndarray:
     """The product rounded to BF16 unless it is a weight gradient, in `dtype`, in `out` if given."""
     if bf16:
-        round_to(product, BF16, out=product)
+        round_bf16_in_place(product)
     if out is None:
         return product.astype(dtype, copy=False)
     out[...] = product
