@@ -15,7 +15,7 @@ from minidsv3.ops.linear import grouped_linear, linear
 from minidsv3.ops.loss import cross_entropy
 from minidsv3.ops.rope import rope
 from minidsv3.ops.routing import gate_scores, gate_weights
-from minidsv3.ops.shape import add, reshape, split_last
+from minidsv3.ops.shape import add, concat_last, reshape, split_last
 from minidsv3.ops.swiglu import swiglu
 from minidsv3.quant.recipe import recipe_for
 
@@ -204,6 +204,26 @@ def test_recomputation_of_the_report_keeps_what_the_formula_says(name):
     assert kept == expected
     for plain, again in zip(*gradients):
         np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-5)  # sums of two paths in another order
+
+
+def test_recomputation_of_the_report_in_an_mtp_module():
+    cfg = model_config()
+    model, (B, S) = new_model(cfg), (3, 70)
+    module, rng, tape = model.mtp[0], np.random.default_rng(2), Tape()
+    h, embedded = (
+        Tensor(rng.standard_normal((B, S - 1, cfg.hidden_size), dtype=np.float32), requires_grad=True) for _ in range(2)
+    )
+
+    def join(h, embedded):
+        return module.eh_proj(concat_last(module.enorm(embedded), module.hnorm(h)))
+
+    with observing(tape):
+        x = Checkpoint.apply(h, embedded, run=join)
+        x, _ = report_layer(module.layer, x, model.rotation(0, S - 1))
+        module.shared_head.norm(x)
+    arrays = kept_arrays(cfg, Shape(B, S, "report", "kept"), range(2, 3), ends=False)
+    expected = total_bytes([k for k in arrays if k.op != "SequenceBalanceLoss"], "fp32")
+    assert tape.bytes_in_memory() == expected
 
 
 def some_loss(h):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..generation.costs import attention_cost
+from .dense import check_context
 from .params import shapes
 
 COUNTED = ("projections", "attention", "dense_ffn", "shared_experts", "routed_experts", "lm_head")
@@ -73,13 +74,6 @@ def _matrices(cfg: ModelConfig) -> Matrices:
     if cfg.tie_word_embeddings:
         found.append(("lm_head", None, 2 * cfg.vocab_size * cfg.hidden_size))
     return found
-
-
-def check_context(cfg: ModelConfig, context: int) -> None:
-    """ValueError unless `context` tokens are possible with this config."""
-    if not 1 <= context <= cfg.max_position_embeddings:
-        limit = f"max_position_embeddings={cfg.max_position_embeddings}"
-        raise ValueError(f"a context of {context} tokens is not between 1 and {limit}")
 
 
 def forward_flops_per_token(cfg: ModelConfig, context: int, attention: str = "causal") -> float:

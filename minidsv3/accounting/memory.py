@@ -32,7 +32,7 @@ from ..parallel.schedules import SCHEDULES, Schedule, build, parts
 from ..pretrained.writer import QUANTIZED
 from ..quant.blockwise import scale_shape
 from .activations import Kept, Shape, kept_arrays, total_bytes
-from .flops import check_context
+from .dense import check_context
 from .params import Weight, shapes
 
 STATES = ("weights", "master", "gradients", "moments", "activations", "buffers")
