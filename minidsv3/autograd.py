@@ -13,7 +13,8 @@ Rules for writing an op
     * positional inputs are differentiable, keywords are constants;
     * keep arrays only through `self.save(...)`: it is the complete list of what the backward pass needs;
     * never write into an input or into a `dy`; the engine never adds in place to a gradient that an op returned;
-    * a weight gradient is returned as a function without arguments (a thunk): it is run at once, or later.
+    * a weight gradient is returned as a function without arguments (a thunk): it is run at once, or later. As an
+      `InPlaceThunk` it can be given the array that is to hold the gradient, which saves a copy.
 
 State (recording, observers, replacements, deferral) is per thread: each worker of a data-parallel step runs its own
 tape over shared parameters.
@@ -34,6 +35,15 @@ import numpy as np
 
 Array = np.ndarray
 Thunk = Callable[[], Array]
+
+
+class InPlaceThunk(NamedTuple):
+    """A weight gradient to be computed: ``compute(out)`` writes into `out` and returns it; None: into a new array."""
+
+    compute: Callable[[Array | None], Array]
+
+    def __call__(self) -> Array:
+        return self.compute(None)
 
 
 class _Engine(threading.local):
@@ -170,12 +180,18 @@ class GradientBuffer(dict[Parameter, Array]):
         """Forget the last pass."""
         self._touched.clear()
 
+    def fresh(self, parameter: Parameter) -> Array | None:
+        """The array of `parameter` while nothing has been written to it in this pass."""
+        return None if parameter in self._touched else self[parameter]
+
     def add(self, parameter: Parameter, dy: Array) -> None:
+        """Add `dy`, unless it is the parameter's own array, filled by a thunk."""
         if parameter in self._touched:
             self[parameter] += dy
-        else:
+            return
+        self._touched.add(parameter)
+        if dy is not self[parameter]:
             self[parameter][...] = dy
-            self._touched.add(parameter)
 
     def finish(self) -> None:
         """Zero what no gradient reached."""
@@ -188,7 +204,7 @@ class Function:
 
     _saved: tuple[Array, ...] | None = ()
     _needs: tuple[bool, ...] = ()
-    _inputs: tuple[Tensor, ...] = ()
+    _sources: tuple[Source, ...] = ()  # where each input came from
     _outputs: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()
     _order = 0
     _scope = ""
@@ -227,13 +243,18 @@ class Function:
         results = op.forward(*[t.data for t in tensors], **constants)
         outputs = tuple([Tensor(r) for r in results]) if isinstance(results, tuple) else (Tensor(results),)
         if True in op._needs:
-            op._inputs, op._order = tensors, next(_engine.ticks)
+            # Not the input Tensors: they would keep arrays alive that no backward asked for.
+            op._sources = tuple([t if t._op is None else (t._op, t._slot) for t in tensors])
+            op._order = next(_engine.ticks)
             op._outputs = tuple([(t.data.shape, t.data.dtype) for t in outputs])
             for slot, tensor in enumerate(outputs):
                 tensor.requires_grad, tensor._op, tensor._slot = tensor.data.dtype.kind == "f", op, slot
         if observed:
             _notify(OpEvent("forward", op, tensors, outputs, time.perf_counter() - start))
         return outputs if isinstance(results, tuple) else outputs[0]
+
+
+Source = Tensor | tuple[Function, int]  # a leaf, or an output of an op
 
 
 def backward(loss: Tensor, into: GradientBuffer | None = None) -> None:
@@ -266,35 +287,35 @@ def _propagate(tensors: tuple[Tensor, ...], dys: tuple[Array | None, ...]) -> No
     pending: dict[Function, list[Array | None]] = {}
     queue: list[tuple[int, Function]] = []
 
-    def add(tensor: Tensor, dy: Array) -> None:
-        op = tensor._op
-        if op is None:
-            _add_to_leaf(tensor, dy)
+    def add(source: Source, dy: Array) -> None:
+        if isinstance(source, Tensor):
+            _add_to_leaf(source, dy)
             return
+        op, slot = source
         if op not in pending:
             pending[op] = [None] * len(op._outputs)
             heapq.heappush(queue, (-op._order, op))
-        before = pending[op][tensor._slot]
-        pending[op][tensor._slot] = dy if before is None else before + dy
+        before = pending[op][slot]
+        pending[op][slot] = dy if before is None else before + dy
 
     for tensor, dy in zip(tensors, dys):
         if dy is not None:
-            add(tensor, dy)
+            add(tensor if tensor._op is None else (tensor._op, tensor._slot), dy)
     while queue:
         _, op = heapq.heappop(queue)
         output_dys = [np.zeros(*spec) if dy is None else dy for dy, spec in zip(pending.pop(op), op._outputs)]
         try:
-            for tensor, needed, dx in zip(op._inputs, op._needs, _run_backward(op, output_dys)):
+            for source, needed, dx in zip(op._sources, op._needs, _run_backward(op, output_dys)):
                 if not needed:
                     continue
-                if _engine.deferred is not None and callable(dx) and isinstance(tensor, Parameter):
-                    _engine.deferred.append(tensor, partial(_deferred, op, tensor, dx), _engine.into)
+                if _engine.deferred is not None and callable(dx) and isinstance(source, Parameter):
+                    _engine.deferred.append(source, partial(_deferred, op, source, dx), _engine.into)
                 else:
-                    add(tensor, _checked(op, tensor, dx))
+                    add(source, _checked(op, source, dx))
         except Exception as error:
             _note(error, op)
             raise
-        op._saved, op._inputs = None, ()  # frees the activations as the walk goes
+        op._saved, op._sources = None, ()  # frees the activations as the walk goes
 
 
 def _run_backward(op: Function, dys: list[Array]) -> tuple[Any, ...]:
@@ -321,25 +342,27 @@ def _note(error: Exception, op: Function) -> None:
         error.add_note(note)
 
 
-def _deferred(op: Function, tensor: Tensor, thunk: Thunk) -> Array:
+def _deferred(op: Function, parameter: Parameter, thunk: Thunk) -> Array:
     """A weight gradient that had waited."""
     try:
-        return _checked(op, tensor, thunk)
+        return _checked(op, parameter, thunk)
     except Exception as error:
         _note(error, op)
         raise
 
 
-def _checked(op: Function, tensor: Tensor, dx: Any) -> Array:
-    """The gradient `dx` of `tensor` (a thunk is run); TypeError unless shape and dtype are the tensor's."""
-    if callable(dx):
+def _checked(op: Function, source: Source, dx: Any) -> Array:
+    """The gradient `dx` of what came from `source` (a thunk is run); TypeError unless shape and dtype are its own."""
+    if isinstance(dx, InPlaceThunk) and isinstance(source, Parameter) and _engine.into is not None:
+        dx = dx.compute(_engine.into.fresh(source))
+    elif callable(dx):
         dx = dx()
-    data = tensor.data
-    if not isinstance(dx, np.ndarray) or dx.shape != data.shape or dx.dtype != data.dtype:
+    shape, dtype = (source.shape, source.dtype) if isinstance(source, Tensor) else source[0]._outputs[source[1]]
+    if not isinstance(dx, np.ndarray) or dx.shape != shape or dx.dtype != dtype:
         got = f"{dx.shape} {dx.dtype}" if isinstance(dx, np.ndarray) else repr(dx)
         raise TypeError(
             f"{type(op).__name__}.backward (made by {op._scope or 'no module'}): gradient is {got}, "
-            f"expected {tensor.shape} {tensor.dtype}"
+            f"expected {shape} {dtype}"
         )
     return dx
 

@@ -40,6 +40,8 @@ _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "moe_layer_freq": (1,),
 }
+# The same architecture under another name: Kimi-K2's released file (its architectures: DeepseekV3ForCausalLM).
+_RENAMED = {"kimi_k2": "deepseek_v3"}
 # Other spellings of a field, as the transformers library writes them.
 _ALIASES = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 _ROPE_SCALING_KEYS = {
@@ -161,6 +163,8 @@ class ModelConfig:
     def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
         """The config that the keys of a ``config.json`` describe (see `from_json`)."""
         raw = dict(raw)
+        if (renamed := _RENAMED.get(str(raw.get("model_type")))) is not None:
+            raw["model_type"] = renamed
         for key, allowed in _FIXED_KEYS.items():
             if raw.get(key) is not None:
                 _one_of(key, raw[key], allowed)
@@ -240,6 +244,8 @@ class TrainConfig:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     moments_dtype: str = "float32"  # 'bfloat16' as in the report (section 3.3.3)
+    precision: str = "fp32"  # a recipe of quant.recipe, with changed rows behind a colon: 'fp8:lm_head=fp8'
+    accumulate: str = "fast"  # or 'exact': FP8 products on the emulated tensor core
     bias_update_speed: float = 0.001  # gamma of section 2.1.2
     bias_phases: tuple[tuple[str, float, float], ...] = (("constant", 1.0, 1.0),)
     mtp_weight: float = 0.3  # lambda of Eq. 25
@@ -268,6 +274,8 @@ class TrainConfig:
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} is not in [0, 1)")
         _one_of("moments_dtype", self.moments_dtype, ("float32", "bfloat16"))
+        _one_of("precision", self.precision.partition(":")[0], PRECISIONS)
+        _one_of("accumulate", self.accumulate, ("fast", "exact"))
         for name in ("lr_phases", "bias_phases", "mtp_phases"):
             _check_phases(name, getattr(self, name))
         if self.batch_ramp is not None:
@@ -304,6 +312,7 @@ _SMALL_MODELS: dict[str, dict[str, Any]] = {
         num_nextn_predict_layers=1,
     ),
 }  # fmt: skip
+PRECISIONS = ("fp32", "bf16", "fp8", "fp8-tensorwise", "fp8-blockwise-dgrad", "mxfp8")  # the tables: quant.recipe
 PRESETS = (*_SMALL_MODELS, "deepseek-v3", "deepseek-v2", "deepseek-v2-lite")
 
 _TRAINING: dict[str, dict[str, Any]] = {
@@ -382,7 +391,7 @@ def _check_rope_scaling(scaling: dict[str, Any]) -> None:
         ok = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         _require(ok, f"rope_scaling {key}={value!r} is not a positive number")
     fast, slow = scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)
-    _require(0 < slow < fast, f"rope_scaling needs 0 < beta_slow < beta_fast, got {slow} and {fast}")
+    _require(0 < slow <= fast, f"rope_scaling needs 0 < beta_slow <= beta_fast, got {slow} and {fast}")
 
 
 def _check_phases(name: str, phases: tuple[tuple[str, float, float], ...]) -> None:

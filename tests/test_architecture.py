@@ -31,7 +31,11 @@ MAY_IMPORT = {
     "train": ("config", "data", "autograd", "ops", "model", "pretrained", "quant"),
     "generation": ("config", "data", "autograd", "ops", "model", "pretrained", "quant"),
     "parallel": ("config", "autograd", "ops", "quant", "hardware.specs"),
-    "accounting": ("config", "model", "quant.formats", "hardware", "parallel.schedules"),
+    "accounting": (  # compares all rooms with the papers; asks the writer what a checkpoint holds
+        *("config", "autograd", "model", "hardware", "quant.blockwise", "pretrained.writer", "pretrained.tensors"),
+        *("parallel.schedules", "parallel.timeline", "parallel.eplb", "generation.costs", "ops.attention", "ops.rope"),
+        *("train.schedule", "train.balance"),
+    ),
     "exercises": (
         *("config", "autograd", "gradcheck", "ops", "data", "model", "pretrained", "quant", "train", "generation"),
         *("parallel", "hardware", "accounting", "plots"),

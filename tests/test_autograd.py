@@ -1,6 +1,7 @@
 """The tape: the rules that an op and its users can rely on."""
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -272,7 +273,16 @@ def test_backward_frees_what_was_saved():
     loss, *_ = graph_of_a_norm_and_a_linear()
     op = loss._op
     backward(loss)
-    assert op._saved is None and op._inputs == ()
+    assert op._saved is None and op._sources == ()
+
+
+def test_arrays_that_no_op_saved_are_freed_during_the_forward_pass():
+    """A sum is needed by nobody's backward: it must not live on in the tape as somebody's input."""
+    y = add(linear(Tensor(X), weight(W)), linear(Tensor(X), weight(W)))
+    freed = weakref.ref(y.data)
+    y = add(y, y)  # the first sum has no name any more
+    assert freed() is None
+    backward(Total.apply(y))
 
 
 def test_no_grad_keeps_nothing():
@@ -511,7 +521,7 @@ def test_checkpoint_equals_keeping_to_the_bit():
 
 def test_checkpoint_keeps_only_its_inputs():
     loss, x, *_ = checkpointed(True)
-    assert [a is x.data for a in loss._op._inputs[0]._op.saved] == [True]
+    assert [a is x.data for a in loss._op._sources[0][0].saved] == [True]
 
 
 def test_checkpoint_passes_zeros_for_an_input_that_is_not_used():

@@ -135,7 +135,7 @@ def test_quantize_refuses_what_is_no_matrix(shape):
 
 
 def test_quantize_refuses_an_unknown_kind_of_scale():
-    with pytest.raises(ValueError, match="scale='fp16' is not 'fp32' or 'ue8m0'"):
+    with pytest.raises(ValueError, match="scale='fp16' is not one of 'fp32', 'fp32-reciprocal', 'ue8m0'"):
         quantize_blocks(np.zeros((2, 2), dtype=np.float32), "fp16")
 
 

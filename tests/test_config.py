@@ -181,7 +181,7 @@ def test_key_value_heads_may_be_absent_or_all(old):
         ({"rope_scaling": {"type": "linear", "factor": 4}}, "rope type='linear' is not one of 'default', 'yarn'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "original_max_position_embeddings=None is not a positive"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "factor": 0}}, "rope_scaling factor=0 is not a positive number"),
-        ({"rope_scaling": {**V3_FILE["rope_scaling"], "beta_slow": 40}}, "0 < beta_slow < beta_fast, got 40 and 32"),
+        ({"rope_scaling": {**V3_FILE["rope_scaling"], "beta_slow": 40}}, "0 < beta_slow <= beta_fast, got 40 and 32"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "attention_factor": 2}}, "unknown keys .'attention_factor'"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "rope_type": "default"}}, "rope type is both default and yarn"),
         ({"rope_scaling": {**V3_FILE["rope_scaling"], "rope_theta": 5.0}}, "rope_theta is both 5.0 and 10000.0"),
@@ -204,6 +204,13 @@ def test_wrong_config_names_field_value_and_rule(changes, message):
 def test_missing_shape_is_named(name):
     with pytest.raises(ValueError, match=f"missing {name}"):
         ModelConfig.from_dict(without(V3_FILE, name))
+
+
+def test_the_same_architecture_under_another_name_is_read():
+    """Kimi-K2: model_type of its own, and YaRN that blends at one point."""
+    scaling = {**V3_FILE["rope_scaling"], "factor": 32, "beta_fast": 1, "beta_slow": 1}
+    config = ModelConfig.from_dict({**V3_FILE, "model_type": "kimi_k2", "rope_scaling": scaling})
+    assert config.model_type == "deepseek_v3" and config.rope_scaling["beta_fast"] == 1
 
 
 def test_another_architecture_file_is_refused():

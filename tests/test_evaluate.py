@@ -8,7 +8,7 @@ from small_runs import new_model
 
 from minidsv3.data import ByteTokenizer, validation_windows
 from minidsv3.ops.loss import IGNORED
-from minidsv3.train.evaluate import bits_per_byte
+from minidsv3.train.evaluate import bits_by_position, bits_per_byte
 from minidsv3.train.machine import worker_pool
 
 TEXT = [(b"before ", b"the text to predict, twenty nine"), (b"", b"and another one")]
@@ -66,3 +66,28 @@ def test_bits_per_byte_leaves_no_gradient(windows):
     model = new_model()
     bits_per_byte(model, *windows)
     assert all(not p.grad.any() for p in model.parameters())
+
+
+def test_bits_by_position_are_means_over_windows_of_each_position(windows):
+    model = new_model(dtype=np.float64)
+    tokens_in, targets, _ = windows
+    expected = np.full(7, np.nan)
+    for at in range(7):
+        alone = np.full_like(targets, IGNORED)
+        alone[:, at] = targets[:, at]
+        if (alone != IGNORED).any():
+            expected[at] = by_token(model, tokens_in, alone, (alone != IGNORED).sum())
+    np.testing.assert_allclose(bits_by_position(model, tokens_in, targets, batch_size=2), expected, rtol=1e-12)
+
+
+def test_bits_by_position_sum_to_bits_per_byte(windows):
+    model = new_model(dtype=np.float64)
+    tokens_in, targets, num_bytes = windows
+    total = np.nansum(bits_by_position(model, tokens_in, targets) * (targets != IGNORED).sum(axis=0))
+    assert total / num_bytes == pytest.approx(bits_per_byte(model, *windows), rel=1e-12)
+
+
+def test_bits_by_position_where_nothing_is_predicted_is_nan():
+    model = new_model()
+    bits = bits_by_position(model, np.array([[1, 2, 3]]), np.array([[2, IGNORED, 4]]))
+    assert np.isnan(bits).tolist() == [False, True, False]

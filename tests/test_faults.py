@@ -83,10 +83,10 @@ def poison(patch, step, change):
     """Let `change(model)` happen just before a step."""
     real = module.train_step
 
-    def poisoned(model, optimizer, gradients, shards, cfg, at, run):
+    def poisoned(model, optimizer, gradients, shards, cfg, at, *more):
         if at == step:
             change(model)
-        return real(model, optimizer, gradients, shards, cfg, at, run)
+        return real(model, optimizer, gradients, shards, cfg, at, *more)
 
     patch.setattr(module, "train_step", poisoned)
 

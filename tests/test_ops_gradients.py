@@ -17,7 +17,14 @@ from minidsv3.ops.norm import RMSNormFunction, rms_norm
 from minidsv3.ops.plain import PLAIN_FORMS
 from minidsv3.ops.rope import RopeFunction, rotation_table
 from minidsv3.ops.routing import GateScoreFunction, GateWeightFunction, PermuteFunction, UnpermuteFunction
-from minidsv3.ops.shape import AddFunction, ConcatFunction, PositionsFunction, ReshapeFunction, SplitFunction
+from minidsv3.ops.shape import (
+    AddFunction,
+    ConcatFunction,
+    PositionsFunction,
+    ReshapeFunction,
+    RoundFunction,
+    SplitFunction,
+)
 from minidsv3.ops.swiglu import SwiGLUFunction, swiglu
 
 RNG = np.random.default_rng(11)
@@ -89,6 +96,8 @@ EXAMPLES = {
     PermuteFunction: [("top 3 of 7", (normal(10, 4),), ROUTE)],
     UnpermuteFunction: [("top 3 of 7", (normal(30, 4), RNG.random((10, 3))), ROUTE)],
     ReshapeFunction: [("3 axes to 2", (normal(2, 5, 4),), dict(shape=(10, -1)))],
+    # the straight-through gradient is exact where the rounding only moves the numbers
+    RoundFunction: [("a shift", (normal(2, 5),), dict(rounding=lambda x: x + x.dtype.type(0.25)))],
     SplitFunction: [("three pieces", (normal(2, 5, 9),), dict(sizes=(2, 3, 4)))],
     ConcatFunction: [("three pieces", (normal(5, 2), normal(5, 3), normal(5, 4)), {})],
     PositionsFunction: [("inner", (normal(2, 7, 3),), dict(start=1, stop=5))],

@@ -23,6 +23,7 @@ from parity.make_goldens import (  # noqa: E402
     torch_config,
     torch_model,
 )
+from parity.random_cases import random_case  # noqa: E402
 
 from minidsv3 import ModelConfig, Transformer, load_pretrained, save_pretrained  # noqa: E402
 from minidsv3.autograd import backward  # noqa: E402
@@ -34,8 +35,10 @@ WIDER = dict(
     hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, n_routed_experts=12,
     n_group=3, moe_intermediate_size=20, intermediate_size=44, vocab_size=97,
 )  # fmt: skip
+RANDOM_SEEDS = range(6)
 ALL = {
     **CASES,
+    **{f"random {seed}": random_case(seed) for seed in RANDOM_SEEDS},
     "wider": WIDER,
     "wider, YaRN, halves": {**WIDER, "rope_parameters": {**YARN, "mscale_all_dim": 1.0}, "rope_interleave": False},
     "wider, no dense layer": {**WIDER, "first_k_dense_replace": 0},

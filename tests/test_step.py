@@ -78,7 +78,7 @@ def test_train_step_order_in_which_shards_are_computed_changes_no_bit():
 def test_train_step_sums_shards_in_their_order(monkeypatch):
     s = Stepping(train_config(shards=4))
     handed = []
-    monkeypatch.setattr(step_module, "sum_gradients", lambda g: handed.append(g) or 1.0)
+    monkeypatch.setattr(step_module, "sum_gradients", lambda g, run: handed.append(g) or 1.0)
     train_step(*s.arguments())
     assert [id(array) for array in handed[0]] == [id(gradient.data) for gradient in s.gradients]
 
@@ -190,7 +190,7 @@ def test_train_step_not_finite_changes_nothing(bad):
 def test_train_step_not_finite_gradient_alone_changes_nothing(monkeypatch):
     s = Stepping(train_config())
     before = bits(s)
-    monkeypatch.setattr(step_module, "sum_gradients", lambda gradients: math.inf)
+    monkeypatch.setattr(step_module, "sum_gradients", lambda gradients, run: math.inf)
     with pytest.raises(NonFiniteError, match="gradient norm inf"):
         train_step(*s.arguments())
     assert bits(s) == before

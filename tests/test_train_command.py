@@ -219,6 +219,17 @@ def test_eval_of_another_text(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["bytes"] == 120
 
 
+def test_eval_of_several_runs_draws_their_bits_against_position(run, tmp_path, capsys):
+    figure = tmp_path / "positions.png"
+    assert main(["eval", str(run), str(run), "--seq-len", "40", "--json", "--figure", str(figure)]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first == second and first["seq_len"] == 40
+    header, *rows = figure.with_suffix(".csv").read_text(encoding="utf-8").splitlines()
+    assert header == f"position,{run}" and len(rows) == 40 and figure.stat().st_size > 1000
+    bits = np.array([float(row.split(",")[1]) for row in rows])
+    assert abs(bits.mean() - first["val_bits_per_byte"]) < 0.1  # the last window is padded
+
+
 def test_generate_is_what_sample_gives(run, capsys):
     assert main(["generate", str(run), "--prompt", "to be", "--max-new-tokens", "10", "--seed", "3", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

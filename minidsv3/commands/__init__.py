@@ -17,7 +17,9 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "compare": "several run folders beside each other, with the seed spread",
     "convert": "a released-format directory into bf16, fp8 or fp32",
-    "simulate": "the system without the machines: what a dispatch sends, ...",
+    "report": "the bill of a model: parameters, FLOPs, memory, cache, GPUs, one machine",
+    "paper": "every published number that can be computed, beside ours",
+    "simulate": "time, schedules and network of the real system, without it",
     "data": "list and build the text corpora",
 }
 

@@ -8,6 +8,11 @@ from typing import Any
 
 # name -> one line for --help; the module simulate_NAME has add_arguments(parser) and run(args)
 SIMULATIONS = {
+    "step": "time of a training step and its parts, beside Table 4, with what-if flags",
+    "pipeline": "the four schedules: bubbles, live activations, a Gantt figure",
+    "network": "networks by cost and latency; hashing and failures",
+    "inference": "the limit of expert parallelism; prefill and decode of one GPU",
+    "calibrate": "fit the three communication constants to a table of DeepEP measurements",
     "dispatch": "bytes, nodes and ranks of expert-parallel dispatch; the node limit; load before and after EPLB",
 }
 

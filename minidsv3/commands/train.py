@@ -7,10 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import Any
 
-from ..config import PRESETS, ModelConfig, TrainConfig, replace_settings
+from ..config import PRECISIONS, PRESETS, ModelConfig, TrainConfig, replace_settings
+from ..hardware.trace import Span, write_trace
 from ..model.moe import LocalTokenDispatcher
 from ..ops.plain import using_plain_ops
 from ..parallel.comm import Ledgered, RankError, SimCommunicator
@@ -18,8 +20,12 @@ from ..parallel.dispatcher import AllToAllTokenDispatcher
 from ..parallel.faults import KINDS, Fault, Faulty
 from ..parallel.ranks import Ranks
 from ..parallel.wire import WIRES
+from ..plots import description, new_figure, save, style
+from ..quant.recipe import recipe_for
 from ..train.figures import run_figures
-from ..train.machine import workers_for
+from ..train.machine import sgemm_gflops, workers_for
+from ..train.profile import Profile
+from ..train.profile_figures import time_per_op
 from ..train.runs import read_run
 from ..train.spread import Alone, OnRanks
 from ..train.trainer import Trainer
@@ -46,8 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds to wait for another process (mpi)")
     parser.add_argument("--wire", choices=WIRES, default="exact", help="what rows look like on a link")
+    parser.add_argument(
+        "--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; rows change as in fp8:lm_head=fp8,moments=fp32"
+    )
+    parser.add_argument("--accumulate", choices=("fast", "exact"), help="FP8 sums: BLAS, or the emulated tensor core")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
     parser.add_argument("--plain", action="store_true", help="run the textbook form of every op (slow)")
+    parser.add_argument("--profile", action="store_true", help="time every op of ten steps; table, figure and trace")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument(
         "--set", dest="settings", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
@@ -58,9 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 after Ctrl-C."""
     settings = parse_settings(args.settings)
-    settings |= {k: v for k in ("data", "steps", "seed", "workers", "init_from") if (v := getattr(args, k)) is not None}
     if args.ranks is not None:
         settings["shards"] = args.ranks
+    flags = ("data", "steps", "seed", "workers", "init_from", "precision", "accumulate")
+    settings |= {k: v for k in flags if (v := getattr(args, k)) is not None}
+    recipe = recipe_for(str(settings.get("precision", "fp32")), str(settings.get("accumulate", "fast")))
+    if recipe:
+        settings = {"moments_dtype": recipe.moments_dtype} | settings
+        if args.plain:
+            raise ValueError(f"--plain has the textbook ops, which know no precision={recipe.name!r}: leave one out")
     model, train = replace_settings(ModelConfig.preset(args.preset), TrainConfig.preset(args.preset), settings)
     if args.ranks is not None and args.comm == "mpi":
         return _under_mpi(lambda: _train(args, model, train))
@@ -69,13 +86,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, model: ModelConfig, train: TrainConfig) -> int:
     spread = Alone() if args.ranks is None else spread_over_ranks(args, model, train)
+    recipe = recipe_for(train.precision, train.accumulate)
+    profile = profile_into(Path(args.out), train) if args.profile else None
     trainer = Trainer(
-        model, train, args.out, preset=args.preset, resume=args.resume,
+        model, train, args.out, recipe=recipe, preset=args.preset, resume=args.resume,
         report=print if spread.is_root else lambda said: None,
         progress=spread.is_root and not args.quiet and sys.stderr.isatty(), on_evaluation=_say, spread=spread,
+        on_step=profile,
         trace_routing=args.trace_routing,
     )  # fmt: skip
-    with using_plain_ops() if args.plain else nullcontext():
+    with using_plain_ops() if args.plain else nullcontext(), closing(profile) if profile else nullcontext():
         done = trainer.run()
     if isinstance(spread, OnRanks):
         ledger = spread.comm.gathered()
@@ -142,6 +162,29 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             settings[key] = value
     return settings
+
+
+def profile_into(out: Path, train: TrainConfig) -> Profile:
+    """A profile of ten steps that prints its table and leaves ``figures/profile.png`` and ``trace.json`` in `out`."""
+    workers = workers_for(train.workers, train.shards)
+    peak = sgemm_gflops(workers)
+
+    def report(profile: Profile) -> None:
+        print(profile.table())
+        figure, (ax,) = new_figure(panel=(8.0, 5.2))
+        with style():
+            time_per_op(ax, profile.rows(), peak / workers, profile.share_of_peak)
+        rows = profile.rows()
+        data = {name: [getattr(row, name) for row in rows] for name in rows[0]._fields}
+        save(figure, out / "figures" / "profile.png", data=data, text=description(ax))
+        spans = (
+            Span(s.name, s.start, s.seconds, "training", f"worker {s.thread}", s.phase, {"module": s.scope})
+            for s in profile.samples
+        )
+        write_trace(out / "trace.json", spans)
+        print(f"{out / 'figures' / 'profile.png'}; {out / 'trace.json'} opens in Perfetto (ui.perfetto.dev)")
+
+    return Profile(workers, peak, report)
 
 
 def _say(trainer: Trainer, step: int, bits: float) -> None:

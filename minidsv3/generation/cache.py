@@ -44,24 +44,42 @@ class LayerCache:
         """Attention of the new tokens' queries [B, S, H, d] over everything stored (`ops.latent.Attend`)."""
         owner = self._owner
         stop, used = int(owner.lengths.max()) + q.shape[1], []
-        for i in range(-(-stop // PAGE)):
-            page = self.pages[i][:, : stop - i * PAGE]
+        for i in range(-(-stop // owner.page)):
+            page = self.pages[i][:, : stop - i * owner.page]
             if page.dtype != q.dtype:
                 page = page.astype(q.dtype)
             used.append(page * self.scales[i][:, : page.shape[1]] if self.scales else page)
         return owner.attention(q, used, owner.lengths, w, scale)
 
+    def put(self, b: int, at: int, entry: Array) -> Array:
+        """Store one token of sequence `b`, entry [r_kv + d_r] at position `at`; returns all up to it, [at + 1, ...].
+
+        What is returned is a view of the page, or a copy where there are several. Not for E4M3, which has scales.
+        """
+        page, offset = divmod(at, self._owner.page)
+        while len(self.pages) <= page:
+            self._grow(self.pages, self._owner.dtype, self._owner.width)
+        here = self.pages[page][b]
+        here[offset] = entry
+        if page == 0:
+            return here[: at + 1]
+        return np.concatenate([*(before[b] for before in self.pages[:page]), here[: offset + 1]])
+
+    def _grow(self, pages: list[Array], dtype: np.dtype, width: int) -> None:
+        shape = (len(self._owner.lengths), self._owner.page, width)
+        pages.append(np.zeros(shape, dtype=dtype))  # zeros: what is masked must still be finite
+
     def _write(self, pages: list[Array], entry: Array, dtype: np.dtype, width: int) -> None:
         B, S = entry.shape[:2]
-        lengths = self._owner.lengths
-        while len(pages) * PAGE < int(lengths.max()) + S:
-            pages.append(np.zeros((B, PAGE, width), dtype=dtype))  # zeros: what is masked must still be finite
+        lengths, size = self._owner.lengths, self._owner.page
+        while len(pages) * size < int(lengths.max()) + S:
+            self._grow(pages, dtype, width)
         groups = [slice(None)] if (lengths == lengths[0]).all() else [slice(b, b + 1) for b in range(B)]
         for rows in groups:  # all sequences at once where they are equally long
             done, at = 0, int(lengths[rows][0])
             while done < S:
-                page, offset = divmod(at + done, PAGE)
-                n = min(S - done, PAGE - offset)
+                page, offset = divmod(at + done, size)
+                n = min(S - done, size - offset)
                 pages[page][rows, offset : offset + n] = entry[rows, done : done + n]
                 done += n
 
@@ -77,6 +95,8 @@ class LatentCache:
         Storage; attention computes in the model's dtype.
     layers : int, optional
         Layers to keep, by default ``num_hidden_layers`` (an MTP module has a cache of its own).
+    page : int
+        Tokens that a layer makes room for at once, and that lie in one array.
     attention : function
         `ops.latent.absorbed_attention` or `recomputed_attention`.
     """
@@ -88,6 +108,7 @@ class LatentCache:
         dtype: Any = np.float32,
         *,
         layers: int | None = None,
+        page: int = PAGE,
         attention: Attend = absorbed_attention,
     ) -> None:
         self.dtype = np.dtype(dtype)
@@ -95,7 +116,10 @@ class LatentCache:
             raise ValueError(f"dtype={self.dtype} is not float32, float64, bfloat16 or float8_e4m3fn")
         if batch < 1:
             raise ValueError(f"batch={batch} is not positive")
-        self.config, self.attention = config, attention
+        if page < 1:
+            raise ValueError(f"page={page} is not positive")
+        self.config, self.attention, self.page = config, attention, page
+        self.width = config.kv_lora_rank + config.qk_rope_head_dim  # numbers of a token in a layer
         self.lengths = np.zeros(batch, dtype=np.int64)  # tokens stored of each sequence
         self.layers = [LayerCache(self) for _ in range(config.num_hidden_layers if layers is None else layers)]
 
@@ -123,7 +147,7 @@ class LatentCache:
     @property
     def numbers_per_token(self) -> int:
         """Numbers kept of each token, over all layers."""
-        return len(self.layers) * (self.config.kv_lora_rank + self.config.qk_rope_head_dim)
+        return len(self.layers) * self.width
 
     @property
     def bytes_per_token(self) -> float:

@@ -1,10 +1,13 @@
-"""Figures of decoding: what a step costs with each way to use the cache, and where they cross."""
+"""Figures of decoding: what a step costs with each way to use the cache, and what a long context costs and gives."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from ..autograd import Array
 from ..config import ModelConfig
 from ..plots import describe, headline, look
 from .costs import PATHS, absorbing_pays_up_to, attention_cost
@@ -35,4 +38,44 @@ def flops_against_new_tokens(ax: Axes, cfg: ModelConfig, context: int, new_token
     ax.legend()
     finding = f"Absorbing pays for up to {crossing:.0f} new tokens at once: decode so, prefill the other way"
     describe(ax, f"{finding}. Lines for {', '.join(PATHS)} at {context:,} tokens of context.")
+    return headline(ax, finding)
+
+
+def seconds_against_context(
+    ax: Axes, contexts: Sequence[int], step: Sequence[float], attention: Sequence[float]
+) -> Axes:
+    """Measured seconds of one decode step behind each context, and of its attention over the cache alone."""
+    us = [1e6 * np.array(values, dtype=np.float64) for values in (step, attention)]
+    series = {"one token": us[0], "its attention over the cache": us[1], "all the rest": us[0] - us[1]}
+    for i, (label, values) in enumerate(series.items()):
+        ax.plot(contexts, values, label=label, **look(i, len(contexts)))
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="context (tokens)", ylabel="time (microseconds)", ylim=(0, None))
+    ax.legend()
+    rest = series["all the rest"]
+    finding = f"Only attention grows with the context: the rest takes {rest.min():,.0f} to {rest.max():,.0f} us"
+    describe(
+        ax, f"{finding}; the whole step {us[0][0]:,.0f} us at first, {us[0][-1]:,.0f} us at {contexts[-1]:,} tokens."
+    )
+    return headline(ax, finding)
+
+
+def bits_against_position(ax: Axes, curves: Mapping[str, Array], bins: int = 32) -> Axes:
+    """Mean bits of a token against its position in the window [S], for each model; positions in `bins` groups."""
+    ends = {}
+    for i, (label, bits) in enumerate(curves.items()):
+        groups = [np.nanmean(part) for part in np.array_split(bits, min(bins, len(bits)))]
+        places = [
+            float(part.mean()) for part in np.array_split(np.arange(1, len(bits) + 1, dtype=np.int64), len(groups))
+        ]
+        ax.plot(places, groups, label=label, **look(i, len(groups)))
+        ends[label] = groups[-1]
+    ax.set(xlabel="position in the window (tokens)", ylabel="bits per token")
+    ax.legend()
+    best = min(ends, key=lambda name: ends[name])
+    finding = f"At the end of a window {best} needs {ends[best]:.2f} bits"
+    if len(ends) > 1:
+        worst = max(ends, key=lambda name: ends[name])
+        finding += f", {worst} {ends[worst]:.2f}"
+    describe(ax, f"{finding}. Lines of bits per token against position for {', '.join(curves)}.")
     return headline(ax, finding)

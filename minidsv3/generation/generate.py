@@ -15,11 +15,13 @@ import numpy as np
 
 from ..autograd import Array
 from ..model.transformer import Transformer
-from .cache import LatentCache
+from .cache import PAGE, LatentCache
+from .decoder import Decoder
 from .sampler import choose
-from .speculative import speculate
+from .speculative import Sampler, speculate
 
 PREFILL = 512  # tokens of a prompt that pass the model at once
+LONGEST_PAGE = 8192  # tokens of the cache that lie in one array, so that attention needs no more than one product
 
 
 @dataclass
@@ -113,19 +115,21 @@ def generate(
         for i in range(len(rows))
     ]
     depth = model.config.num_nextn_predict_layers if speculative else 0
+    decoder, longest = Decoder(model), max(map(len, rows)) + max_new_tokens + depth
+    page = min(max(longest, PAGE), LONGEST_PAGE)
     result = Generation([], 0.0, 0.0, 0, [0] * depth, [0] * depth)
     start = time.perf_counter()
     if speculative:
         for row, output in zip(rows, outputs):
-            speculate(model, row, output, result, temperature, top_p, rng)
+            speculate(model, decoder, page, row, output, result, (temperature, top_p, rng))
     else:
-        _decode(model, rows, outputs, result, temperature, top_p, rng)
+        _decode(model, decoder, page, rows, outputs, result, (temperature, top_p, rng))
     result.seconds = time.perf_counter() - start
     result.tokens = [np.array(output.tokens, dtype=np.int64) for output in outputs]
     return result
 
 
-def prefill(model: Transformer, rows: Sequence[Array], cache: LatentCache) -> Iterator[tuple[Array, Array]]:
+def prefill(decoder: Decoder, rows: Sequence[Array], cache: LatentCache) -> Iterator[tuple[Array, Array]]:
     """Read prompts into an empty cache; yields each chunk's hidden states [B, n, D] and valid counts int [B]."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     padded = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
@@ -134,31 +138,31 @@ def prefill(model: Transformer, rows: Sequence[Array], cache: LatentCache) -> It
     for a in range(0, padded.shape[1], PREFILL):
         chunk = padded[:, a : a + PREFILL]
         counts = np.clip(lengths - a, 0, chunk.shape[1])
-        h = model.decode(chunk, cache)
+        h = decoder.decode(chunk, cache)
         cache.extend(counts)
         yield h, counts
 
 
 def _decode(
-    model: Transformer, rows: list[Array], outputs: list[Output], result: Generation, temperature: float, top_p: float,
-    rng: np.random.Generator | None,
+    model: Transformer, decoder: Decoder, page: int, rows: list[Array], outputs: list[Output], result: Generation,
+    sampler: Sampler,
 ) -> None:  # fmt: skip
     """One token for every sequence at each pass; sequences that are done ride along until all are."""
-    cache = LatentCache(model.config, len(rows), model.norm.weight.dtype)
+    cache = LatentCache(model.config, len(rows), model.norm.weight.dtype, page=page)
     last = np.empty((len(rows), model.config.hidden_size), dtype=model.norm.weight.dtype)
-    for h, counts in prefill(model, rows, cache):
+    for h, counts in prefill(decoder, rows, cache):
         result.main_passes += 1
         for b in np.flatnonzero(counts).tolist():
             last[b] = h[b, counts[b] - 1]
     while not all(output.done for output in outputs):
-        logits = model.head(last)
+        logits = decoder.head(last)
         tokens = np.zeros((len(rows), 1), dtype=np.int64)
         for b, output in enumerate(outputs):
             if not output.done:
-                tokens[b] = choose(logits[b], temperature, top_p, rng)
+                tokens[b] = choose(logits[b], *sampler)
                 output.add(int(tokens[b, 0]))
         if not all(output.done for output in outputs):
-            last = model.decode(tokens, cache)[:, 0]
+            last = decoder.decode(tokens, cache)[:, 0]
             cache.extend(1)
             result.main_passes += 1
     result.cache_bytes_per_token = cache.bytes_per_token

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config import TrainConfig
 from ..data import ByteTokenizer, Tokenizer, load_tokenizer
+from ..model.layers import Recipe
 from ..model.transformer import Transformer
 from ..pretrained.reader import load_pretrained
 
@@ -28,8 +30,10 @@ class Speaker(NamedTuple):
     context: int
 
 
-def load_run(folder: Path) -> LoadedRun:
+def load_run(folder: Path, recipe_of: Callable[[TrainConfig], Recipe | None] = lambda train: None) -> LoadedRun:
     """Read a run folder's model: its final directory, or its newest checkpoint while it is still training.
+
+    The model computes in float32 unless `recipe_of` the run's settings says otherwise.
 
     Raises ValueError if `folder` is no run folder or has no checkpoint yet.
     """
@@ -43,10 +47,10 @@ def load_run(folder: Path) -> LoadedRun:
     # A finished run that goes on to a larger total keeps its old final directory until it is done again.
     is_done = not found or int(found[-1].name[5:]) == train.steps
     if is_done and (folder / "final" / "config.json").is_file():
-        return LoadedRun(load_pretrained(folder / "final"), train, train.steps)
+        return LoadedRun(load_pretrained(folder / "final", recipe=recipe_of(train)), train, train.steps)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    return LoadedRun(load_pretrained(found[-1]), train, int(found[-1].name[5:]))
+    return LoadedRun(load_pretrained(found[-1], recipe=recipe_of(train)), train, int(found[-1].name[5:]))
 
 
 def load_speaker(folder: Path) -> Speaker:

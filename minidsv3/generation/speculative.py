@@ -23,6 +23,7 @@ import numpy as np
 from ..autograd import Array
 from ..model.transformer import Transformer
 from .cache import LatentCache
+from .decoder import Decoder
 from .sampler import choose, probabilities
 
 Sampler = tuple[float, float, np.random.Generator | None]  # temperature, top_p, rng
@@ -31,10 +32,10 @@ Sampler = tuple[float, float, np.random.Generator | None]  # temperature, top_p,
 class Drafter:
     """The MTP modules of one sequence: their caches, and the hidden states that each still has to see confirmed."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, decoder: Decoder, page: int) -> None:
         D, dtype = model.config.hidden_size, model.norm.weight.dtype
-        self._model = model
-        self._caches = [LatentCache(model.config, 1, dtype, layers=1) for _ in model.mtp]
+        self._decoder = decoder
+        self._caches = [LatentCache(model.config, 1, dtype, layers=1, page=page) for _ in model.mtp]
         self._waiting = [np.empty((0, D), dtype=dtype) for _ in model.mtp]  # inputs at positions not yet counted
 
     def propose(self, h: Array, tokens: list[int], sampler: Sampler) -> tuple[list[int], list[Array]]:
@@ -51,11 +52,11 @@ class Drafter:
             inputs = np.concatenate([self._waiting[k - 1], outputs])
             first = stored - len(inputs)  # position of inputs[0] = tokens that this module's cache has counted
             following = np.array([known[first + k : stored + k]], dtype=np.int64)
-            outputs = self._model.draft(k, inputs[None], following, cache)[0]
+            outputs = self._decoder.draft(k, inputs[None], following, cache)[0]
             confirmed = max(stored + 1 - k, first)  # positions whose following token is no guess
             cache.extend(confirmed - first)
             self._waiting[k - 1] = inputs[confirmed - first : max(stored + 2 - k, first) - first]
-            logits = self._model.head(outputs[-1])
+            logits = self._decoder.head(outputs[-1])
             guess, distribution = _draw(logits, sampler)
             guesses.append(guess)
             distributions.append(distribution)
@@ -64,20 +65,18 @@ class Drafter:
 
 
 def speculate(
-    model: Transformer, prompt: Array, output: Any, result: Any, temperature: float, top_p: float,
-    rng: np.random.Generator | None,
-) -> None:  # fmt: skip
+    model: Transformer, decoder: Decoder, page: int, prompt: Array, output: Any, result: Any, sampler: Sampler
+) -> None:
     """Continue one prompt into `output` (`generate.Output`), counting passes and acceptance in `result`."""
-    sampler: Sampler = (temperature, top_p, rng)
-    cache = LatentCache(model.config, 1, model.norm.weight.dtype)
-    drafter, tokens = Drafter(model), [int(t) for t in prompt]
+    cache = LatentCache(model.config, 1, model.norm.weight.dtype, page=page)
+    drafter, tokens = Drafter(model, decoder, page), [int(t) for t in prompt]
     guesses: list[int] = []
     distributions: list[Array] = []
     while not output.done:
         new = tokens[int(cache.lengths[0]) :]  # the prompt at first, later the one token the model has not seen
-        h = model.decode(np.array([new + guesses], dtype=np.int64), cache)[0]
+        h = decoder.decode(np.array([new + guesses], dtype=np.int64), cache)[0]
         result.main_passes += 1
-        logits = model.head(h[len(new) - 1 :])  # what the model says at each guess, and after the last
+        logits = decoder.head(h[len(new) - 1 :])  # what the model says at each guess, and after the last
         kept, token = _verify(logits, guesses, distributions, sampler)
         for depth in range(len(guesses)):
             result.drafted_by_depth[depth] += depth <= kept

@@ -6,27 +6,37 @@ A Linear asks its gemm object for its three products; which layer gets which gem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..autograd import Array, Parameter, Tensor
+from ..autograd import Array, Parameter, Tensor, Thunk
 from ..config import ModelConfig
 from ..ops.linear import EXACT, Gemm, embedding, linear
 from ..ops.norm import rms_norm
-from ..ops.swiglu import swiglu
+from ..ops.shape import rounded
+from ..ops.swiglu import Store, stored_swiglu
 from .module import Module
 
 
 class Recipe(Protocol):
-    """What a precision recipe tells the model."""
+    """What a precision recipe tells the model; None always means: as the arrays are."""
 
-    def gemm(self, layer: str) -> Gemm:
-        """The gemm of a layer, by the last part of its name: 'q_a_proj', 'experts', 'lm_head', ..."""
+    def gemm(self, layer: str) -> Gemm | None:
+        """The gemm of a layer, by the last part of its name: 'q_a_proj', 'experts.gate_up', 'gate', 'lm_head', ..."""
+        ...
+
+    def rounding(self, place: str) -> Callable[[Array], Array] | None:
+        """What rounds the inputs of 'attention', or the rows of 'embed_tokens'."""
+        ...
+
+    def store(self, op: str) -> Store | None:
+        """Where 'swiglu' keeps its input for the backward pass."""
         ...
 
 
 def gemm_of(recipe: Recipe | None, layer: str) -> Gemm:
     """The recipe's gemm for `layer`; exact without a recipe."""
-    return EXACT if recipe is None else recipe.gemm(layer)
+    return (recipe.gemm(layer) if recipe else None) or EXACT
 
 
 class Linear(Module):
@@ -36,8 +46,8 @@ class Linear(Module):
         self.weight = Parameter((out_features, in_features))
         self._gemm = gemm
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self._gemm)
+    def forward(self, x: Tensor, again: Thunk | None = None) -> Tensor:
+        return linear(x, self.weight, self._gemm, again)
 
 
 class RMSNorm(Module):
@@ -54,11 +64,12 @@ class RMSNorm(Module):
 class Embedding(Module):
     """Rows of a table: int [...] -> [..., hidden_size]."""
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, recipe: Recipe | None = None) -> None:
         self.weight = Parameter((vocab_size, hidden_size))
+        self._rounding = recipe.rounding("embed_tokens") if recipe else None
 
     def forward(self, tokens: Array) -> Tensor:
-        return embedding(self.weight, tokens)
+        return rounded(embedding(self.weight, tokens), self._rounding)
 
 
 class MLP(Module):
@@ -70,6 +81,8 @@ class MLP(Module):
         self.gate_up = Parameter((2 * F, D), parts)
         self.down_proj = Linear(F, D, gemm_of(recipe, "down_proj"))
         self._gemm = gemm_of(recipe, "gate_up")
+        self._store = recipe.store("swiglu") if recipe else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(linear(x, self.gate_up, self._gemm)))
+        hidden, again = stored_swiglu(linear(x, self.gate_up, self._gemm), self._store)
+        return self.down_proj(hidden, again)

@@ -24,7 +24,7 @@ from ..autograd import Array, Tensor, no_grad
 from ..config import ModelConfig
 from ..ops.attention import attention
 from ..ops.rope import rope, softmax_scale
-from ..ops.shape import reshape, split_last
+from ..ops.shape import reshape, rounded, split_last
 from .layers import Linear, Recipe, RMSNorm, gemm_of
 from .module import Module, as_tensor
 
@@ -74,6 +74,7 @@ class MLA(Module):
         self.kv_b_proj = project("kv_b_proj", r_kv, H * (cfg.qk_nope_head_dim + cfg.v_head_dim))
         self.o_proj = project("o_proj", H * cfg.v_head_dim, D)
         self._cfg = cfg
+        self._rounding = recipe.rounding("attention") if recipe else None
         self._scale = softmax_scale(cfg.qk_head_dim, cfg.rope_scaling)
 
     def forward(self, x: Tensor, rotation: Array, cache: LayerCache | None = None) -> Tensor:
@@ -89,6 +90,7 @@ class MLA(Module):
             o = Tensor(cache.attend(q.data, self.kv_b_proj.weight.data, self._scale))  # [B, S, H, d_v]
             return self.o_proj(reshape(o, (B, S, -1)))
         kv = reshape(self.kv_b_proj(c_kv), (B, S, H, -1))  # [B, S, H, d_n | d_v]
+        q, kv, k_rope = (rounded(t, self._rounding) for t in (q, kv, k_rope))
         o = attention(q, kv, k_rope, self._scale)  # [B, S, H, d_v]
         return self.o_proj(reshape(o, (B, S, -1)))
 

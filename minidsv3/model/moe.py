@@ -4,8 +4,8 @@
 business: it turns token rows into rows sorted by expert, and brings the results back. `LocalTokenDispatcher` permutes
 rows in this process; the dispatcher of `minidsv3.parallel` sends them to other ranks. The model never asks which.
 
-The gate computes in the precision of its input, float32 or better, whatever the recipe: a routing decision is a
-comparison, and rounding flips comparisons. `e_score_correction_bias` is a buffer: no gradient reaches it, it is moved
+The gate computes in the precision of its input, float32 or better, in every recipe as published: a routing decision is
+a comparison, and rounding flips comparisons. `e_score_correction_bias` is a buffer: no gradient reaches it, it is moved
 by `train.balance` after each step.
 
 Simplified against the real system: nothing is dropped, and all experts of a layer live in one array.
@@ -23,7 +23,7 @@ from ..config import ModelConfig
 from ..ops.linear import grouped_linear, linear
 from ..ops.routing import gate_scores, gate_weights, permute, select_experts, unpermute
 from ..ops.shape import add, reshape
-from ..ops.swiglu import swiglu
+from ..ops.swiglu import stored_swiglu
 from .layers import MLP, Recipe, gemm_of
 from .module import Module
 
@@ -93,17 +93,17 @@ class LocalTokenDispatcher:
 class Gate(Module):
     """Scores every expert for every token and selects: x [T, D] -> `Routing`."""
 
-    def __init__(self, cfg: ModelConfig, select: SelectExperts = select_experts) -> None:
+    def __init__(self, cfg: ModelConfig, select: SelectExperts = select_experts, recipe: Recipe | None = None) -> None:
         self.weight = Parameter((cfg.n_routed_experts, cfg.hidden_size))
         self.e_score_correction_bias: Array | None = None
         if cfg.topk_method == "noaux_tc":
             self.e_score_correction_bias = np.zeros(cfg.n_routed_experts, dtype=np.float32)
             self.buffer_names = ("e_score_correction_bias",)
-        self._cfg, self._select = cfg, select
+        self._cfg, self._select, self._gemm = cfg, select, gemm_of(recipe, "gate")
 
     def forward(self, x: Tensor) -> Routing:
         cfg = self._cfg
-        scores = gate_scores(linear(x, self.weight), cfg.scoring_func)  # [T, E]
+        scores = gate_scores(linear(x, self.weight, self._gemm), cfg.scoring_func)  # [T, E]
         topk_idx = self._select(
             scores.data,
             self.e_score_correction_bias,
@@ -131,13 +131,15 @@ class Experts(Module):
         )
         self.down = Parameter((E, D, F), {f"{e}.down_proj.weight": e for e in range(E)})
         self._gemm_up, self._gemm_down = gemm_of(recipe, "experts.gate_up"), gemm_of(recipe, "experts.down_proj")
+        self._store = recipe.store("swiglu") if recipe else None
 
         self._held: dict[Any, tuple[Parameter, Parameter]] = {}
 
     def forward(self, rows: Tensor, rows_per_expert: Array, experts: Any = None) -> Tensor:
         gate_up, down = self.held(experts)
-        hidden = swiglu(grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up))  # [N, F]
-        return grouped_linear(hidden, down, rows_per_expert, self._gemm_down)
+        gate_up_rows = grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up)  # [N, 2F]
+        hidden, again = stored_swiglu(gate_up_rows, self._store)  # [N, F]
+        return grouped_linear(hidden, down, rows_per_expert, self._gemm_down, again)
 
     def held(self, experts: slice | Array | None) -> tuple[Parameter, Parameter]:
         """gate_up and down of some experts, the same objects at each call: what one rank holds (None: all)."""
@@ -159,7 +161,7 @@ class MoE(Module):
         dispatcher: Dispatcher | None = None,
         select: SelectExperts = select_experts,
     ) -> None:
-        self.gate = Gate(cfg, select)
+        self.gate = Gate(cfg, select, recipe)
         self.experts = Experts(cfg, recipe)
         if cfg.n_shared_experts:  # n_shared_experts of them side by side are one wider FFN
             self.shared_experts = MLP(cfg, cfg.n_shared_experts * cfg.moe_intermediate_size, recipe)

@@ -76,7 +76,7 @@ class Transformer(Module):
     Parameters
     ----------
     cfg : ModelConfig
-    recipe : object with `gemm(layer)`, optional
+    recipe : `layers.Recipe`, optional
         Precision of each layer's matrix products; exact without.
     dispatcher : object with `dispatch` and `combine`, optional
         Where the routed experts are; in this process without.
@@ -96,7 +96,7 @@ class Transformer(Module):
         layers = [
             DecoderLayer(cfg, i, recipe, **moe) for i in range(cfg.num_hidden_layers + cfg.num_nextn_predict_layers)
         ]
-        self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size)
+        self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, recipe)
         self.layers = layers[: cfg.num_hidden_layers]
         self.mtp = [MTPModule(cfg, layer, recipe) for layer in layers[cfg.num_hidden_layers :]]
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)

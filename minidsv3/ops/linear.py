@@ -2,7 +2,8 @@
 
 A linear layer is three gemms: ``y = x w^T`` forward (fprop), ``dx = dy w`` (dgrad) and ``dw = dy^T x`` (wgrad). They
 are asked of a *gemm* object, so that a precision recipe can put other arithmetic in their place: `keep(x)` says what
-is stored for the weight gradient, the other three compute. `Gemm` here is the exact one.
+is stored for the weight gradient, `load(w)` in which form the weight is used, the other three compute. `Gemm` here is
+the exact one.
 
 The weight gradient is returned as a thunk: the engine runs it at once, or later (zero-bubble pipelines).
 """
@@ -14,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Array, Function, Tensor, Thunk
+from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk
 from .shape import require_shape
+
+
+Ranges = list[tuple[int, int, int]]  # (expert, first row, end row) of every expert that has rows
 
 
 class Gemm:
@@ -25,8 +29,24 @@ class Gemm:
         """What is stored of the input for `wgrad`."""
         return x
 
-    def fprop(self, x: Array, w: Array, out: Array | None = None) -> Array:
-        """``x w^T``: x [N, D_in], w [D_out, D_in] -> [N, D_out]."""
+    def load(self, w: Array) -> Any:
+        """The weight as `fprop` and `dgrad` use it."""
+        return w
+
+    def keep_groups(self, x: Array, ranges: Ranges) -> list[Any]:
+        """`keep` of each expert's rows."""
+        return [self.keep(x[a:b]) for _, a, b in ranges]
+
+    def load_groups(self, w: Array, ranges: Ranges) -> list[Any]:
+        """`load` of each expert's weight, w [E, D_out, D_in]."""
+        return [self.load(w[e]) for e, _, _ in ranges]
+
+    def gradient_groups(self, dy: Array, ranges: Ranges) -> list[Any]:
+        """Each expert's rows of the output gradient, as `dgrad` takes them."""
+        return [dy[a:b] for _, a, b in ranges]
+
+    def fprop(self, x: Array, w: Array, out: Array | None = None, kept: Any = None) -> Array:
+        """``x w^T``: x [N, D_in], w [D_out, D_in] -> [N, D_out]; `kept` is what `keep(x)` gave, if it was asked."""
         return np.matmul(x, w.T, out=out)
 
     def dgrad(self, dy: Array, w: Array, out: Array | None = None) -> Array:
@@ -42,21 +62,25 @@ EXACT = Gemm()
 
 
 class LinearFunction(Function):
-    """``y = x w^T`` over the last axis; x [..., D_in], w [D_out, D_in] -> [..., D_out]."""
+    """``y = x w^T`` over the last axis; x [..., D_in], w [D_out, D_in] -> [..., D_out].
 
-    def forward(self, x: Array, w: Array, *, gemm: Gemm = EXACT) -> Array:
+    With `again`, a function that computes x once more, nothing of x is kept: the weight gradient calls it.
+    """
+
+    def forward(self, x: Array, w: Array, *, gemm: Gemm = EXACT, again: Thunk | None = None) -> Array:
         require_shape("Linear", "weight", w, (None, x.shape[-1]))
         rows = x.reshape(-1, x.shape[-1])  # [N, D_in]
-        self._gemm, self._shape = gemm, x.shape
+        self._gemm, self._shape, self._again = gemm, x.shape, again
         self.flops = 2 * rows.shape[0] * w.size
-        self.save(gemm.keep(rows), w)
-        return gemm.fprop(rows, w).reshape(*x.shape[:-1], w.shape[0])
+        kept, weight = gemm.keep(rows), gemm.load(w)
+        self.save(*(() if again else (kept,)), weight)
+        return gemm.fprop(rows, weight, kept=kept).reshape(*x.shape[:-1], w.shape[0])
 
-    def backward(self, dy: Array) -> tuple[Array | None, Thunk]:
-        kept, w = self.saved
-        gemm, dy = self._gemm, dy.reshape(-1, w.shape[0])
-        dx = gemm.dgrad(dy, w).reshape(self._shape) if self.needs(0) else None
-        return dx, lambda: gemm.wgrad(dy, kept)
+    def backward(self, dy: Array) -> tuple[Array | None, InPlaceThunk]:
+        *kept, weight = self.saved
+        gemm, again, dy = self._gemm, self._again, dy.reshape(-1, dy.shape[-1])
+        dx = gemm.dgrad(dy, weight).reshape(self._shape) if self.needs(0) else None
+        return dx, InPlaceThunk(lambda out: gemm.wgrad(dy, gemm.keep(again()) if again else kept[0], out=out))
 
 
 class GroupedLinearFunction(Function):
@@ -65,31 +89,37 @@ class GroupedLinearFunction(Function):
     `rows_per_expert` [E] int cuts the rows; an expert without rows costs nothing and gets a zero gradient.
     """
 
-    def forward(self, x: Array, w: Array, *, rows_per_expert: Array, gemm: Gemm = EXACT) -> Array:
+    def forward(
+        self, x: Array, w: Array, *, rows_per_expert: Array, gemm: Gemm = EXACT, again: Thunk | None = None
+    ) -> Array:
         require_shape("GroupedLinear", "weight", w, (len(rows_per_expert), None, x.shape[-1]))
         require_shape("GroupedLinear", "x", x, (int(rows_per_expert.sum()), None))
-        self._gemm, self._ranges = gemm, _ranges(rows_per_expert)
+        self._gemm, self._ranges, self._again, self._w_shape = gemm, _ranges(rows_per_expert), again, w.shape
         self.flops = 2 * x.shape[0] * w.shape[1] * w.shape[2]
-        self.save(gemm.keep(x), w)
+        kept, weights = gemm.keep_groups(x, self._ranges), gemm.load_groups(w, self._ranges)
+        self.save(*weights, *(() if again else kept))
         y = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype)
-        for e, a, b in self._ranges:
-            gemm.fprop(x[a:b], w[e], out=y[a:b])
+        for (_, a, b), k, weight in zip(self._ranges, kept, weights):
+            gemm.fprop(x[a:b], weight, out=y[a:b], kept=k)
         return y
 
-    def backward(self, dy: Array) -> tuple[Array, Thunk]:
-        kept, w = self.saved
-        gemm, ranges = self._gemm, self._ranges
-        dx = np.empty((dy.shape[0], w.shape[2]), dtype=dy.dtype)
-        for e, a, b in ranges:
-            gemm.dgrad(dy[a:b], w[e], out=dx[a:b])
+    def backward(self, dy: Array) -> tuple[Array, InPlaceThunk]:
+        gemm, ranges, again, shape = self._gemm, self._ranges, self._again, self._w_shape
+        weights, kept = self.saved[: len(ranges)], self.saved[len(ranges) :]
+        dx = np.empty((dy.shape[0], shape[2]), dtype=dy.dtype)
+        for (_, a, b), rows, weight in zip(ranges, gemm.gradient_groups(dy, ranges), weights):
+            gemm.dgrad(rows, weight, out=dx[a:b])
 
-        def weight_gradient() -> Array:
-            dw = np.zeros_like(w) if len(ranges) < len(w) else np.empty_like(w)
-            for e, a, b in ranges:
-                gemm.wgrad(dy[a:b], kept[a:b], out=dw[e])
+        def weight_gradient(out: Array | None) -> Array:
+            dw = np.empty(shape, dtype=dy.dtype) if out is None else out
+            if len(ranges) < len(dw):
+                dw[...] = 0
+            inputs = gemm.keep_groups(again(), ranges) if again else kept
+            for (e, a, b), rows in zip(ranges, inputs):
+                gemm.wgrad(dy[a:b], rows, out=dw[e])
             return dw
 
-        return dx, weight_gradient
+        return dx, InPlaceThunk(weight_gradient)
 
 
 class EmbeddingFunction(Function):
@@ -119,20 +149,22 @@ class EmbeddingFunction(Function):
         return weight_gradient
 
 
-def _ranges(rows_per_expert: Array) -> list[tuple[int, int, int]]:
-    """(expert, first row, end row) of every expert that has rows."""
+def _ranges(rows_per_expert: Array) -> Ranges:
     stops = list(accumulate(rows_per_expert.tolist()))
     return [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops)) if b > a]
 
 
-def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT) -> Tensor:
+def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT, again: Thunk | None = None) -> Tensor:
     """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]."""
-    return LinearFunction.apply(x, w, gemm=gemm)
+    return LinearFunction.apply(x, w, gemm=gemm, **({"again": again} if again else {}))
 
 
-def grouped_linear(x: Tensor, w: Tensor, rows_per_expert: Array, gemm: Gemm = EXACT) -> Tensor:
+def grouped_linear(
+    x: Tensor, w: Tensor, rows_per_expert: Array, gemm: Gemm = EXACT, again: Thunk | None = None
+) -> Tensor:
     """Rows [N, D_in] sorted by expert, weights [E, D_out, D_in] -> [N, D_out]."""
-    return GroupedLinearFunction.apply(x, w, rows_per_expert=rows_per_expert, gemm=gemm)
+    constants = {"rows_per_expert": rows_per_expert, "gemm": gemm} | ({"again": again} if again else {})
+    return GroupedLinearFunction.apply(x, w, **constants)
 
 
 def embedding(w: Tensor, tokens: Array) -> Tensor:

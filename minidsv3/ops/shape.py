@@ -6,6 +6,7 @@ the gradient of a split is a concatenation, of a slice a zero-padded copy, of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -35,6 +36,16 @@ class ReshapeFunction(Function):
 
     def backward(self, dy: Array) -> Array:
         return dy.reshape(self._shape)
+
+
+class RoundFunction(Function):
+    """Numbers through `rounding` (array -> array of the same shape and dtype); the gradient passes unchanged."""
+
+    def forward(self, x: Array, *, rounding: Callable[[Array], Array]) -> Array:
+        return rounding(x)
+
+    def backward(self, dy: Array) -> Array:
+        return dy
 
 
 class SplitFunction(Function):
@@ -95,6 +106,11 @@ class AddFunction(Function):
         if self._weights is None:
             return (dy,) * len(self._needs)
         return tuple(np.asarray(w * dy, dtype=dy.dtype) for w in self._weights)
+
+
+def rounded(x: Tensor, rounding: Callable[[Array], Array] | None) -> Tensor:
+    """x, or its numbers rounded as a precision recipe says."""
+    return x if rounding is None else RoundFunction.apply(x, rounding=rounding)
 
 
 def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:

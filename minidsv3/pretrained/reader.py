@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig
+from ..model.layers import Recipe
 from ..model.transformer import Transformer
 from ..quant.blockwise import BLOCK, dequantize, scale_shape
 from ..quant.formats import E4M3, UE8M0
@@ -29,7 +30,9 @@ from .tensors import TensorFile
 SCALE = "_scale_inv"
 
 
-def load_pretrained(path: str | Path, dtype: Any = np.float32, mtp: bool = True) -> Transformer:
+def load_pretrained(
+    path: str | Path, dtype: Any = np.float32, mtp: bool = True, recipe: Recipe | None = None
+) -> Transformer:
     """The model stored in directory `path`.
 
     Parameters
@@ -39,6 +42,8 @@ def load_pretrained(path: str | Path, dtype: Any = np.float32, mtp: bool = True)
     mtp : bool
         False leaves the MTP modules out. They are also left out, and `model.config` says so, where the files have no
         tensor of theirs at all (transformers stores none).
+    recipe : `model.layers.Recipe`, optional
+        Precision in which the model computes.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def load_pretrained(path: str | Path, dtype: Any = np.float32, mtp: bool = True)
     if not mtp or not any(stored.is_mtp(name) for name in stored.names):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     stored.check_size(config)
-    model = Transformer(config)
+    model = Transformer(config, recipe)
     stored.check(model)
     model.allocate(dtype)
     stored.fill(model)

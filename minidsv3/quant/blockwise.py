@@ -1,12 +1,21 @@
 """Fine-grained scaling: one scale for each 128x128 block of a weight, or 1x128 tile of an activation.
 
 E4M3 has three fraction bits and ends at 448, so a tensor needs a scale, and one scale for a whole tensor would be set
-by its worst outlier. DeepSeek-V3 scales blocks of weights and tiles of activations (V3 report, section 3.3.2). What is
-stored is ``code = x / scale`` and the *scale itself*, under the misleading name ``weight_scale_inv``: the value is
-``code * scale``, the scale multiplies.
+by its worst outlier. DeepSeek-V3 scales blocks of weights and tiles of activations (V3 report, section 3.3.2): tiles of
+1x128 along the channels where a token is a row of the product, of 128x1 along the tokens where the tokens are summed
+over (the weight gradient). What is stored is ``code = x / scale`` and the *scale itself*, under the misleading name
+``weight_scale_inv``: the value is ``code * scale``, the scale multiplies.
 
-Two kinds of scale: FP32, ``amax / 448`` (so the largest value becomes 448), and UE8M0, the next power of two above it
-(a scale that costs no rounding of its own). Edge blocks are smaller; sizes need not be multiples of 128.
+Kinds of scale; amax is the largest magnitude of the block, not below 1e-4, so zeros are divided by no zero:
+
+    fp32             amax / 448, and code = x / scale             (DeepSeek-V3's inference/kernel.py)
+    fp32-reciprocal  amax / 448, and code = x * (1 / scale)       (DeepGEMM): one code in a few thousand differs
+    ue8m0            the next power of two above amax / 448: exact to multiply with, and never clips
+
+`quantize_mx` is the other school (OCP MX v1.0): blocks of 32 along a row, power-of-two scales only.
+
+Edge blocks are smaller; sizes need not be multiples of 128. NaN and infinity: no scale fits them, so these functions
+refuse them by name; MX marks such a block with the scale NaN; `quantized`, which training uses, lets them through as NaN.
 """
 
 from __future__ import annotations
@@ -15,43 +24,108 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .formats import E4M3, E4M3_MAX, ceil_power_of_two, to_e4m3
+from .formats import E4M3, UE8M0, Format, ceil_power_of_two, decode, encode, format_of
 
 BLOCK = 128
+MX_BLOCK = 32
+SCALES = ("fp32", "fp32-reciprocal", "ue8m0")
+SMALLEST_AMAX = 1e-4  # of the published kernels
+_PANEL = 1 << 15  # elements that are quantised at a time
 
 
 class Quantized(NamedTuple):
-    """E4M3 codes and their scales; value = code * scale."""
+    """Codes and their scales; value = code * scale."""
 
-    codes: np.ndarray  # float8_e4m3fn [M, N]
+    codes: np.ndarray  # float8_e4m3fn (or another format's dtype) [M, N]
     scales: np.ndarray  # float32 [ceil(M / rows), ceil(N / columns)]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales together."""
+        return self.codes.nbytes + self.scales.nbytes
 
-def quantize_blocks(w: np.ndarray, scale: str = "fp32", block: int = BLOCK) -> Quantized:
+
+def quantize_blocks(
+    w: np.ndarray, scale: str = "fp32", block: int = BLOCK, fmt: str | Format | np.dtype = E4M3
+) -> Quantized:
     """Quantise a weight in square blocks.
 
     Parameters
     ----------
     w : float [M, N]
-    scale : 'fp32' or 'ue8m0'
-        Scales ``amax / 448``, or the next power of two above that.
+    scale : 'fp32', 'fp32-reciprocal' or 'ue8m0'
+    block : int
+    fmt : name, Format or dtype
 
     Raises
     ------
     ValueError
         `w` is not a finite matrix, or `scale` is unknown.
     """
-    return _quantize(w, block, block, scale)
+    return _finite(quantized(w, block, block, scale, fmt), w)
 
 
 def block_scales(w: np.ndarray, scale: str = "fp32", block: int = BLOCK) -> np.ndarray:
     """The scales of `quantize_blocks` alone: float32 [ceil(M / block), ceil(N / block)]."""
-    return _scales(_checked(w, scale), block, block, scale)
+    scales = _scales(_matrix(w, scale), block, block, scale, format_of(E4M3))
+    return _finite(Quantized(scales, scales), w).scales
 
 
-def quantize_tiles(x: np.ndarray, scale: str = "fp32", block: int = BLOCK) -> Quantized:
-    """Quantise an activation in tiles of one row by `block` columns: x [N, K], scales [N, ceil(K / block)]."""
-    return _quantize(x, 1, block, scale)
+def quantize_tiles(
+    x: np.ndarray, scale: str = "fp32", block: int = BLOCK, *, axis: int = 1, fmt: str | Format | np.dtype = E4M3
+) -> Quantized:
+    """Quantise an activation in tiles of `block` numbers.
+
+    Parameters
+    ----------
+    x : float [N, K]
+    axis : int
+        1: tiles of 1 x block along the channels, scales [N, ceil(K / block)].
+        0: tiles of block x 1 along the tokens, scales [ceil(N / block), K].
+    scale, block, fmt, errors
+        As for `quantize_blocks`.
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"axis={axis} is not 0 (along the tokens) or 1 (along the channels)")
+    rows, columns = (1, block) if axis == 1 else (block, 1)
+    return _finite(quantized(x, rows, columns, scale, fmt), x)
+
+
+def quantize_mx(x: np.ndarray, fmt: str | Format | np.dtype = E4M3, mode: str = "floor") -> Quantized:
+    """Quantise in blocks of 32 along a row, as MX (OCP v1.0) does.
+
+    Parameters
+    ----------
+    x : float [M, N]
+    fmt : 'e4m3' (MXFP8), 'e5m2', 'e3m2', 'e2m3' or 'e2m1' (MXFP4)
+    mode : 'floor' or 'rceil'
+        Scale ``2 ** (floor(log2 amax) - floor(log2 max))`` of the specification, which may clip the largest numbers, or
+        ``2 ** ceil(log2(amax * fl(1 / max)))``, which may not.
+
+    Returns
+    -------
+    Quantized
+        Scales are UE8M0 [M, ceil(N / 32)]. A block with NaN or infinity has the scale NaN and zero codes.
+    """
+    fmt = format_of(fmt)
+    if fmt.name not in ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1"):
+        raise ValueError(f"fmt={fmt.name!r} is no element of MX")
+    if mode not in ("floor", "rceil"):
+        raise ValueError(f"mode={mode!r} is not 'floor' or 'rceil'")
+    x = _matrix(x, "ue8m0")
+    amax = _block_amax(x, 1, MX_BLOCK)
+    bad = ~np.isfinite(amax)
+    amax[bad] = 0
+    if mode == "floor":
+        powers = np.ldexp(np.float32(1), np.clip(np.frexp(amax)[1] - 1 - fmt.max_exponent, -127, 127))
+    else:
+        powers = ceil_power_of_two(amax * np.float32(1 / np.float32(fmt.max)))
+    powers = np.where(amax > 0, powers, np.float32(2.0**-127)).astype(np.float32)
+    values = np.where(np.repeat(bad, MX_BLOCK, axis=1)[:, : x.shape[1]], np.float32(0), x)
+    _scaled(np.divide, values, powers, 1, MX_BLOCK, values)
+    scales = powers.astype(UE8M0)
+    scales[bad] = np.nan
+    return Quantized(encode(values, fmt), scales)
 
 
 def dequantize(codes: np.ndarray, scales: np.ndarray, rows: int = BLOCK, columns: int = BLOCK) -> np.ndarray:
@@ -65,9 +139,8 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, rows: int = BLOCK, columns
     if codes.ndim != 2 or scales.shape != scale_shape(codes.shape, rows, columns):
         wanted = scale_shape(codes.shape, rows, columns) if codes.ndim == 2 else "a matrix"
         raise ValueError(f"scales of shape {scales.shape} for {codes.shape} codes in {rows}x{columns}: need {wanted}")
-    values = codes.astype(np.float32)
-    values *= _spread(scales.astype(np.float32), codes.shape, rows, columns)
-    return values
+    values = decode(codes)
+    return _scaled(np.multiply, values, scales.astype(np.float32, copy=False), rows, columns, values)
 
 
 def scale_shape(shape: tuple[int, ...], rows: int = BLOCK, columns: int = BLOCK) -> tuple[int, int]:
@@ -75,39 +148,65 @@ def scale_shape(shape: tuple[int, ...], rows: int = BLOCK, columns: int = BLOCK)
     return -(-shape[0] // rows), -(-shape[1] // columns)
 
 
-def _quantize(x: np.ndarray, rows: int, columns: int, kind: str) -> Quantized:
-    x = _checked(x, kind)
-    scales = _scales(x, rows, columns, kind)
-    codes = to_e4m3(x / _spread(scales, x.shape, rows, columns))
-    assert codes.dtype == E4M3
+def quantized(x: np.ndarray, rows: int, columns: int, scale: str, fmt: str | Format | np.dtype = E4M3) -> Quantized:
+    """Quantise in blocks of any shape; a block with NaN or infinity dequantises to NaN, and nothing is raised."""
+    x, fmt = _matrix(x, scale), format_of(fmt)
+    codes = np.empty(x.shape, dtype=fmt.dtype)
+    scales = np.empty(scale_shape(x.shape, rows, columns), dtype=np.float32)
+    panel = rows * max(1, _PANEL // (rows * max(1, x.shape[1])))
+    ratio = np.empty((min(panel, x.shape[0]), x.shape[1]), dtype=np.float32)
+    for a in range(0, x.shape[0], panel):  # panels of whole blocks that stay in the cache from amax to codes
+        part = x[a : a + panel]
+        s = scales[a // rows : a // rows - (-len(part) // rows)]
+        s[...] = _scales(part, rows, columns, scale, fmt)
+        op, factor = (np.multiply, 1 / s) if scale == "fp32-reciprocal" else (np.divide, s)
+        with np.errstate(invalid="ignore"):  # infinity / infinity
+            codes[a : a + panel] = encode(_scaled(op, part, factor, rows, columns, ratio[: len(part)]), fmt)
     return Quantized(codes, scales)
 
 
-def _checked(x: np.ndarray, kind: str) -> np.ndarray:
-    """`x` as float32; ValueError if nothing can be scaled here."""
+def _matrix(x: np.ndarray, kind: str) -> np.ndarray:
+    """`x` as float32; ValueError if it is no matrix or the kind of scale is unknown."""
     if x.ndim != 2:
         raise ValueError(f"only matrices are quantised in blocks, got shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"a matrix of shape {x.shape} holds NaN or Inf: no scale fits it")
-    if kind not in ("fp32", "ue8m0"):
-        raise ValueError(f"scale={kind!r} is not 'fp32' or 'ue8m0'")
+    if kind not in SCALES:
+        raise ValueError(f"scale={kind!r} is not one of {', '.join(map(repr, SCALES))}")
     return x.astype(np.float32, copy=False)
 
 
-def _scales(x: np.ndarray, rows: int, columns: int, kind: str) -> np.ndarray:
-    # A block of zeros gets the smallest scale that the published kernels use, not a division by zero.
-    scales = np.maximum(_block_amax(x, rows, columns), np.float32(1e-4)) / np.float32(E4M3_MAX)
+def _finite(result: Quantized, x: np.ndarray) -> Quantized:
+    """`result`, unless a NaN or infinity of `x` reached a scale."""
+    if not np.isfinite(result.scales).all():
+        raise ValueError(f"a matrix of shape {x.shape} holds NaN or Inf: no scale fits it")
+    return result
+
+
+def _scales(x: np.ndarray, rows: int, columns: int, kind: str, fmt: Format) -> np.ndarray:
+    scales = _block_amax(x, rows, columns)
+    np.maximum(scales, np.float32(SMALLEST_AMAX), out=scales)
+    scales /= np.float32(fmt.max)
     # To a power of two before quantising: rounding the scale afterwards would be off by up to two.
     return ceil_power_of_two(scales) if kind == "ue8m0" else scales
 
 
 def _block_amax(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Largest magnitude of each block, float32; edge blocks may be smaller."""
-    magnitude = np.abs(x)
-    across = np.maximum.reduceat(magnitude, np.arange(0, x.shape[1], columns, dtype=np.int64), axis=1)
-    return np.maximum.reduceat(across, np.arange(0, x.shape[0], rows, dtype=np.int64), axis=0)
+    """Largest magnitude of each block, float32; NaN counts as the largest of all. Edge blocks may be smaller."""
+    # As integers, magnitudes order as their bits do, NaN on top, and NumPy finds their maximum several times faster.
+    magnitude = np.ascontiguousarray(x).view(np.int32) & 0x7FFFFFFF
+    if rows > 1 and len(magnitude):
+        maxima = [magnitude[a : a + rows].max(axis=0) for a in range(0, len(magnitude), rows)]
+        magnitude = np.stack(maxima) if len(maxima) > 1 else maxima[0][None]
+    if columns > 1 and magnitude.size:
+        starts = np.arange(0, magnitude.shape[1], columns, dtype=np.int64)
+        magnitude = np.maximum.reduceat(magnitude, starts, axis=1)
+    return magnitude.view(np.float32)
 
 
-def _spread(scales: np.ndarray, shape: tuple[int, ...], rows: int, columns: int) -> np.ndarray:
-    """Each element's own scale, [M, N]."""
-    return np.repeat(np.repeat(scales, rows, axis=0)[: shape[0]], columns, axis=1)[:, : shape[1]]
+def _scaled(op: np.ufunc, x: np.ndarray, scales: np.ndarray, rows: int, columns: int, out: np.ndarray) -> np.ndarray:
+    """``op(x, each element's own scale)`` into `out`."""
+    across = np.repeat(scales, columns, axis=1)[:, : x.shape[1]] if columns > 1 else scales  # [blocks down, N]
+    if rows == 1:
+        return op(x, across, out=out)
+    for i, a in enumerate(range(0, x.shape[0], rows)):
+        op(x[a : a + rows], across[i], out=out[a : a + rows])
+    return out

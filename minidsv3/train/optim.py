@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from ..model.module import Module
 from ..quant.formats import BF16
 
-BLOCK = 1 << 16  # elements: the six arrays of a step, 256 KiB each, stay in a core's cache
+BLOCK = 1 << 18  # elements, 1 MiB an array: long enough that two workers seldom meet between NumPy's calls
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # map, or a thread pool's map
 
 
@@ -68,22 +68,25 @@ class AdamW:
         """Move the parameters against ``scale * gradient``; `step` counts from 1 (bias correction)."""
         cfg = self._cfg
         correction1, correction2 = 1 - cfg.adam_beta1**step, 1 - cfg.adam_beta2**step
+        fresh1, fresh2 = 1 - cfg.adam_beta1, 1 - cfg.adam_beta2  # weight of the new gradient in either moment
 
         def update(block: tuple[int, int]) -> None:
             a, b = block
             p, m, v = self.flat.data[a:b], _load(self.exp_avg[a:b]), _load(self.exp_avg_sq[a:b])
-            g = gradient[a:b] * p.dtype.type(scale)
+            g = gradient[a:b] * p.dtype.type(scale * fresh1)
             m *= cfg.adam_beta1
-            m += (1 - cfg.adam_beta1) * g
-            v *= cfg.adam_beta2
+            m += g
             g *= g
-            g *= 1 - cfg.adam_beta2
+            g *= fresh2 / fresh1**2
+            v *= cfg.adam_beta2
             v += g
-            self.exp_avg[a:b], self.exp_avg_sq[a:b] = m, v
-            np.sqrt(v / correction2, out=g)
-            g += cfg.adam_eps
+            if m.dtype != self.exp_avg.dtype:  # copies, to be rounded back
+                self.exp_avg[a:b], self.exp_avg_sq[a:b] = m, v
+            # m / correction1 / (sqrt(v / correction2) + eps), with the constants drawn together
+            np.sqrt(v, out=g)
+            g += cfg.adam_eps * math.sqrt(correction2)
             np.divide(m, g, out=g)
-            g *= learning_rate / correction1
+            g *= learning_rate * math.sqrt(correction2) / correction1
             if a < self.flat.decayed:
                 p *= 1 - learning_rate * cfg.weight_decay
             p -= g
@@ -111,14 +114,17 @@ class AdamW:
                         yield dot + name, views[value]
 
 
-def sum_gradients(gradients: list[Array]) -> float:
-    """Add all to the first, in order, and return the norm of the sum (float64 over blocks)."""
-    total, square = gradients[0], 0.0
-    for a in range(0, total.size, BLOCK):
+def sum_gradients(gradients: list[Array], run: Run = map) -> float:
+    """Add all to the first, in order, and return the norm of the sum (blocks in float64, in order)."""
+    total = gradients[0]
+
+    def add(a: int) -> float:
         block = total[a : a + BLOCK]
         for other in gradients[1:]:
             block += other[a : a + BLOCK]
-        square += float(np.vecdot(block, block))
+        return float(np.vecdot(block, block))
+
+    square = math.fsum(run(add, range(0, total.size, BLOCK)))
     return math.sqrt(square) if square >= 0 else math.nan
 
 

@@ -131,7 +131,7 @@ class OnRanks:
 
         return on_ranks
 
-    def add_up(self, shared: list[Array]) -> float:
+    def add_up(self, shared: list[Array], run: Run = map) -> float:
         """Sum the ranks' gradients into the flat total, in rank order; returns the norm of the whole."""
         local = self.comm.local_ranks
         sums = self.comm.reduce_scatter({rank: shared[rank] for rank in local}, "gradients")

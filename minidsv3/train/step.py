@@ -48,7 +48,7 @@ def train_step(
     cfg: TrainConfig,
     step: int,
     run: Run = map,
-    add_up: Callable[[list[Array]], float] | None = None,
+    add_up: Callable[[list[Array], Run], float] | None = None,
 ) -> StepResult:
     """Do step number `step` (from 1) on `shards`; `gradients` are one buffer a shard (`FlatParameters.new_gradient`).
 
@@ -74,7 +74,7 @@ def train_step(
 
     results = list(run(shard_losses, range(n)))
     loss, main, mtp, balance = (math.fsum(values) / n for values in zip(*(losses for losses, _ in results)))
-    grad_norm = (add_up or sum_gradients)([gradient.data for gradient in gradients]) / n
+    grad_norm = (add_up or sum_gradients)([gradient.data for gradient in gradients], run) / n
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise NonFiniteError(f"step {step}: loss {loss}, gradient norm {grad_norm}")
     clip = min(1.0, cfg.grad_clip / max(grad_norm, 1e-12))

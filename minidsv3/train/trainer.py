@@ -36,6 +36,7 @@ from ..data import ByteTokenizer, Loader, load_corpus, split_documents, validati
 from ..model.transformer import Transformer
 from ..pretrained.reader import StoredModel
 from ..pretrained.writer import save_pretrained
+from ..quant.recipe import Recipe
 from .balance import max_vio
 from .checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from .evaluate import bits_per_byte
@@ -57,6 +58,8 @@ class Trainer:
     ----------
     model_config, train_config : ModelConfig, TrainConfig
     out : path of the run folder
+    recipe : Recipe, optional
+        What ``train_config.precision`` names (`quant.recipe.recipe_for`).
     preset : str, optional
         Name to note in train.json.
     resume : bool
@@ -86,6 +89,7 @@ class Trainer:
         train_config: TrainConfig,
         out: str | Path,
         *,
+        recipe: Recipe | None = None,
         preset: str | None = None,
         resume: bool = False,
         report: Callable[[str], object] = print,
@@ -101,9 +105,11 @@ class Trainer:
         self.report, self._progress = report, progress
         self._on_step, self._on_evaluation = on_step, on_evaluation
         self._stop = False
+        if train_config.precision != (recipe.name if recipe else "fp32"):
+            raise ValueError(f"precision={train_config.precision!r} is not the recipe that was handed in")
         self._check_folder(resume)
         self._load_data()
-        self.model = Transformer(model_config, dispatcher=self.spread.dispatcher)
+        self.model = Transformer(model_config, recipe, self.spread.dispatcher)
         self.model.init_weights(np.random.default_rng(np.random.SeedSequence(train_config.seed, spawn_key=(0,))))
         if train_config.init_from is not None:
             self._start_from(Path(train_config.init_from))
@@ -274,7 +280,10 @@ class Trainer:
             free.add("shards")
             if ours["shards"] != stored["train"]["shards"]:
                 self.report(f"shards={ours['shards']} instead of {stored['train']['shards']}: equal but for rounding")
-        before = stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
+        added = {
+            name: getattr(TrainConfig(), name) for name in ("precision", "accumulate")
+        }  # to runs of older versions
+        before = added | stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
         for name, value in ours.items():
             if name not in free and before.get(name) != json.loads(json.dumps(value)):
                 raise ValueError(

@@ -86,3 +86,52 @@ class TorchDecoder:
     def _swiglu(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
         gate, value = (x @ up.T).chunk(2, dim=-1)
         return (torch.nn.functional.silu(gate) * value) @ down.T
+
+
+class TorchBatchDecoder(TorchDecoder):
+    """The same for a batch of equally long sequences: rows sorted by expert, one product for each expert in use."""
+
+    def __init__(self, path: Path, batch: int, capacity: int) -> None:
+        super().__init__(path, capacity)
+        self.cache = [torch.zeros(batch, capacity, self.r + self.d_r) for _ in self.cache]
+
+    @torch.inference_mode()
+    def step(self, tokens: list[int], at: int) -> torch.Tensor:
+        """Logits [B, V] after one more token of each sequence at position `at`."""
+        cfg = self.cfg
+        x = self.w["model.embed_tokens.weight"][tokens]  # [B, D]
+        for layer, cache in zip(self.layers, self.cache):
+            x = x + self._attention(layer, cache, self._norm(x, layer["input_layernorm.weight"]), at)
+            y = self._norm(x, layer["post_attention_layernorm.weight"])
+            out = self._swiglu(y, layer["dense_up"], layer["dense_down"])
+            if "gate_up" in layer:
+                scores = torch.sigmoid(y @ layer["mlp.gate.weight"].T)
+                _, chosen = torch.topk(scores + layer["mlp.gate.e_score_correction_bias"], cfg["num_experts_per_tok"])
+                weights = scores.gather(1, chosen)
+                weights = weights / weights.sum(1, keepdim=True) * cfg["routed_scaling_factor"]
+                out = out + self._experts(layer, y, chosen, weights)
+            x = x + out
+        return self._norm(x, self.w["model.norm.weight"]) @ self.w["lm_head.weight"].T
+
+    def _experts(self, layer: dict, y: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
+        rows = y[order // chosen.shape[1]].split(torch.bincount(flat, minlength=len(layer["down"])).tolist())
+        done = [self._swiglu(r, layer["gate_up"][e], layer["down"][e]) for e, r in enumerate(rows) if len(r)]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return (torch.cat(done)[back].view(*chosen.shape, -1) * weights[:, :, None]).sum(1)
+
+    def _attention(self, layer: dict, cache: torch.Tensor, x: torch.Tensor, at: int) -> torch.Tensor:
+        c_q = self._norm(x @ layer["self_attn.q_a_proj.weight"].T, layer["self_attn.q_a_layernorm.weight"])
+        q = (c_q @ layer["self_attn.q_b_proj.weight"].T).view(len(x), self.cfg["num_attention_heads"], -1)
+        latent = x @ layer["self_attn.kv_a_proj_with_mqa.weight"].T
+        cache[:, at, : self.r] = self._norm(latent[:, : self.r], layer["self_attn.kv_a_layernorm.weight"])
+        cache[:, at, self.r :] = self._rotate(latent[:, self.r :], at)
+        absorbed = torch.bmm(q[:, :, : self.d_n].transpose(0, 1), layer["w_uk"]).transpose(0, 1)
+        query = torch.cat([absorbed, self._rotate(q[:, :, self.d_n :], at)], dim=2)  # [B, H, r + d_r]
+        past = cache[:, : at + 1]
+        p = torch.softmax(torch.bmm(query, past.transpose(1, 2)) / math.sqrt(q.shape[2]), dim=-1)
+        latents = torch.bmm(p, past[:, :, : self.r]).transpose(0, 1)  # [H, B, r]
+        o = torch.bmm(latents, layer["w_uv"].transpose(1, 2)).transpose(0, 1)
+        return o.reshape(len(x), -1) @ layer["self_attn.o_proj.weight"].T

@@ -1,0 +1,88 @@
+"""Twin runs: the same seed, weights and batches under different precisions, so that losses can be subtracted.
+
+A run here is the loop of the trainer without its files: `twin_losses` gives the training loss of every step. The
+*floor* is the twin of a run whose initial weights all differ by one unit in the last place: what a difference of
+nothing grows to over the same steps. A precision whose difference is no larger has done no visible harm at this size.
+
+The batch is small on purpose (4 sequences of 64 on `tiny`, learning rate 1e-3, which is the preset's by the square root
+of the batch): three seeds of five variants take half an hour on one core. What 1.33T tokens do to a 16B model, which is
+what the report compares (appendix B.1), does not show here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ..config import ModelConfig, TrainConfig
+from ..data import ByteTokenizer, Loader, load_corpus, split_documents
+from ..model.transformer import Transformer
+from ..quant.recipe import Recipe
+from .machine import keep_freed_memory
+from .optim import AdamW, FlatParameters
+from .runs import smoothed
+from .schedule import sequences_before
+from .step import cut, train_step
+
+SMALL = dict(batch_size=4, seq_len=64, learning_rate=1e-3)
+TAIL = 200  # smoothed steps at the end over which a difference is averaged
+DECAY = 0.9  # of the report's smoothing
+
+
+def twin_losses(
+    recipe: Recipe | None,
+    cfg: TrainConfig,
+    *,
+    preset: str = "tiny",
+    ulp: bool = False,
+    on_step: Callable[[int, float], object] | None = None,
+) -> np.ndarray:
+    """Main training loss (nats) of each step.
+
+    Parameters
+    ----------
+    recipe : Recipe, optional
+        float32 without.
+    cfg : TrainConfig
+        Its seed decides weights and batches; AdamW's moments are of the recipe's dtype.
+    ulp : bool
+        Move every initial weight to the next larger float32.
+    on_step : function (step, loss), optional
+
+    Returns
+    -------
+    float64 [steps]
+    """
+    if recipe is not None:
+        cfg = dataclasses.replace(cfg, moments_dtype=recipe.moments_dtype, precision=recipe.name)
+    keep_freed_memory()
+    train, _ = split_documents(load_corpus(cfg.data).documents)
+    loader = Loader(train, ByteTokenizer(), cfg.seq_len, cfg.seed)
+    model = Transformer(ModelConfig.preset(preset), recipe)
+    model.init_weights(np.random.default_rng(np.random.SeedSequence(cfg.seed, spawn_key=(0,))))
+    flat = FlatParameters(model)
+    if ulp:
+        np.nextafter(flat.data, np.float32(np.inf), out=flat.data)
+    optimizer, gradients = AdamW(flat, cfg), [flat.new_gradient() for _ in range(cfg.shards)]
+    losses = np.empty(cfg.steps, dtype=np.float64)
+    with threadpool_limits(1, user_api="blas"):
+        for step in range(1, cfg.steps + 1):
+            batch = loader.batch(sequences_before(cfg, step), cfg.batch_size)
+            losses[step - 1] = train_step(model, optimizer, gradients, cut(*batch, cfg.shards), cfg, step).main_loss
+            if on_step:
+                on_step(step, losses[step - 1])
+    return losses
+
+
+def relative_difference(losses: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """``(smoothed losses - smoothed reference) / smoothed reference`` of each step, smoothed as the report does."""
+    a, b = smoothed(losses, DECAY), smoothed(reference, DECAY)
+    return (a - b) / b
+
+
+def tail_mean(difference: np.ndarray) -> float:
+    """Mean over the last `TAIL` steps, signed."""
+    return float(difference[-TAIL:].mean())
