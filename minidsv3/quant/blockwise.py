@@ -16,6 +16,7 @@ Kinds of scale; amax is the largest magnitude of the block, not below 1e-4, so z
 
 Edge blocks are smaller; sizes need not be multiples of 128. NaN and infinity: no scale fits them, so these functions
 refuse them by name; MX marks such a block with the scale NaN; `quantized`, which training uses, lets them through as NaN.
+(FLT_MAX itself, with power-of-two scales, rounds up to 256 * 2^120, which float32 can only give back as infinity.)
 """
 
 from __future__ import annotations
@@ -206,12 +207,14 @@ def _scales(x: np.ndarray, rows: int, columns: int, kind: str, fmt: Format) -> n
 
 def _block_amax(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Largest magnitude of each block, float32; NaN counts as the largest of all. Edge blocks may be smaller."""
+    if x.size == 0:
+        return np.zeros(scale_shape(x.shape, rows, columns), dtype=np.float32)
     # As integers, magnitudes order as their bits do, NaN on top, and NumPy finds their maximum several times faster.
     magnitude = np.ascontiguousarray(x).view(np.int32) & 0x7FFFFFFF
-    if rows > 1 and len(magnitude):
+    if rows > 1:
         maxima = [magnitude[a : a + rows].max(axis=0) for a in range(0, len(magnitude), rows)]
         magnitude = np.stack(maxima) if len(maxima) > 1 else maxima[0][None]
-    if columns > 1 and magnitude.size:
+    if columns > 1:
         starts = np.arange(0, magnitude.shape[1], columns, dtype=np.int64)
         magnitude = np.maximum.reduceat(magnitude, starts, axis=1)
     return magnitude.view(np.float32)

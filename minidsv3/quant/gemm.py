@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .blockwise import BLOCK, MX_BLOCK, Quantized, dequantize, quantize_mx, quantized
-from .formats import BF16, E4M3, E5M2, Format, decode, encode, round_bf16_in_place, round_to
+from .formats import BF16, E4M3, E5M2, Format, decode, round_bf16_in_place
 from .tensorcore import deepgemm, tensorcore_matmul, tiled_matmul
 
 Ranges = list[tuple[int, int, int]]  # (expert, first row, end row), as `ops.linear` cuts them
@@ -56,10 +56,9 @@ class BF16Gemm(_Gemm):
     """Operands in BF16, sums in FP32; what is kept takes two bytes a number."""
 
     def keep(self, x: np.ndarray) -> np.ndarray:
-        return encode(x, BF16)
+        return (_bf16_values(x).view(np.uint32) >> 16).astype(np.uint16).view(BF16)
 
-    def load(self, w: np.ndarray) -> np.ndarray:
-        return encode(w, BF16)
+    load = keep
 
     def fprop(
         self, x: np.ndarray, w: np.ndarray, out: np.ndarray | None = None, kept: np.ndarray | None = None
@@ -68,10 +67,10 @@ class BF16Gemm(_Gemm):
         return _finished(rows @ decode(_loaded(self, w)).T, x.dtype, out)
 
     def dgrad(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(round_to(dy, BF16) @ decode(_loaded(self, w)), dy.dtype, out)
+        return _finished(_bf16_values(dy) @ decode(_loaded(self, w)), dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(round_to(dy, BF16).T @ decode(kept), dy.dtype, out, bf16=False)
+        return _finished(_bf16_values(dy).T @ decode(kept), dy.dtype, out, bf16=False)
 
 
 class FP8Gemm(_Gemm):
@@ -289,6 +288,11 @@ def _values(codes: np.ndarray) -> np.ndarray:
     if codes.dtype == np.float32:
         return codes
     return decode(codes) if codes.flags.c_contiguous else decode(codes.T).T
+
+
+def _bf16_values(x: np.ndarray) -> np.ndarray:
+    """A float32 copy rounded to BF16; unlike `round_to` infinity stays, so that a step sees it."""
+    return round_bf16_in_place(np.array(x, dtype=np.float32, order="C"))
 
 
 def _mx(x: np.ndarray) -> Quantized:
