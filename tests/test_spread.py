@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_runs import batch, digests, lines, model_config, new_model, train_config, write_text
 
-from minidsv3.autograd import Parameter
+from minidsv3.autograd import Parameter, backward
 from minidsv3.commands import main
 from minidsv3.config import ModelConfig, replace_settings
 from minidsv3.generation.load import load_run
@@ -17,6 +17,7 @@ from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.wire import EXACT, NORMAL
 from minidsv3.train import trainer as module
+from minidsv3.train.optim import FlatParameters
 from minidsv3.train.spread import Alone, OnRanks
 from minidsv3.train.step import cut, train_step
 from minidsv3.train.trainer import Trainer
@@ -67,16 +68,27 @@ def test_loss_and_every_gradient_are_those_of_a_plain_step(R, gpus, dtype, toler
         cfg = train_config(shards=64, batch_size=64, seq_len=8)
     else:
         config, cfg = model_config(), train_config(shards=R, batch_size=8)
-    plain = Steps(Alone(), cfg, config, dtype)
     spread = Steps(on_ranks(R, config.n_routed_experts, gpus), cfg, config, dtype)
-    expected, got = plain.step(), spread.step()
-    for name in ("loss", "main_loss", "mtp_loss", "balance_loss", "grad_norm"):
-        assert getattr(got, name) == pytest.approx(getattr(expected, name), rel=tolerance), name
-    np.testing.assert_array_equal(got.expert_load, expected.expert_load)
+    plain = Transformer(config)
+    plain.init_weights(np.random.default_rng(0), dtype)
+    into = FlatParameters(plain).new_gradient().into
+    into.begin()
+    losses = []
+    for shard in cut(*batch(cfg.batch_size, cfg.seq_len, seed=1), R):  # one after the other, all into one buffer
+        losses.append(plain.loss(*shard, mtp_weight=0.3, balance_weight=cfg.balance_weight))
+        backward(losses[-1].total, into)
+    got = spread.step()
+    for name, values in zip(("loss", "main_loss", "mtp_loss", "balance_loss"), zip(*(one[:4] for one in losses))):
+        assert getattr(got, name) == pytest.approx(np.mean([float(v) for v in values]), rel=tolerance), name
+    np.testing.assert_array_equal(got.expert_load, sum(one.expert_load for one in losses))
     ours = spread.gradient()
-    for name, gradient in plain.gradient().items():
+    norms = []
+    for p, gradient in into.items():
+        name = next(f"{m.name}.{key}" for _, m in plain.named_modules() for key, value in vars(m).items() if value is p)
         error = np.linalg.norm(ours[name] - gradient) / np.linalg.norm(gradient)
+        norms.append(np.linalg.norm(gradient))
         assert error <= tolerance, (name, error)
+    assert got.grad_norm == pytest.approx(np.linalg.norm(norms) / R, rel=tolerance)
 
 
 @pytest.mark.parametrize("wire", [EXACT, NORMAL])
