@@ -159,12 +159,25 @@ def _round_by_adding(x: np.ndarray, fmt: Format, out: np.ndarray, magic: np.ndar
     """One block of `round_to`; `magic` and `sign` are scratch."""
     np.bitwise_and(x.view(np.uint32), _SIGN, out=sign)
     np.clip(x, -fmt.max, fmt.max, out=out)
-    np.bitwise_and(out.view(np.uint32), _EXPONENT, out=magic)
-    np.maximum(magic, (fmt.min_exponent + 127) << 23, out=magic)
-    magic += ((23 - fmt.fraction_bits) << 23) | 0x400000  # times 1.5 * 2^(23 - m)
-    out += magic.view(np.float32)
-    out -= magic.view(np.float32)
+    _push_out(out, fmt, magic)
     np.bitwise_or(out.view(np.uint32), sign, out=out.view(np.uint32))  # -0.001 becomes -0, not +0
+
+
+def _push_out(x: np.ndarray, fmt: Format, magic: np.ndarray) -> None:
+    np.bitwise_and(x.view(np.uint32), _EXPONENT, out=magic)
+    np.maximum(magic, (fmt.min_exponent + 127) << 23, out=magic)
+    magic += np.uint32(((23 - fmt.fraction_bits) << 23) | 0x400000)  # times 1.5 * 2^(23 - m)
+    x += magic.view(np.float32)
+    x -= magic.view(np.float32)
+
+
+def round_scaled_in_place(x: np.ndarray, fmt: Format) -> None:
+    """`round_to` for C-contiguous float32 that a scale has brought into the range; a zero may lose its sign."""
+    flat = x.reshape(-1)
+    magic = np.empty(min(_BLOCK, flat.size), dtype=np.uint32)
+    for a in range(0, flat.size, _BLOCK):
+        block = flat[a : a + _BLOCK]
+        _push_out(block, fmt, magic[: block.size])
 
 
 def _round_bf16(x: np.ndarray, fmt: Format, out: np.ndarray, *scratch: np.ndarray) -> None:
