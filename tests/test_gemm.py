@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minidsv3.ops.linear import Gemm, grouped_linear, linear
 from minidsv3.autograd import Tensor, backward
+from minidsv3.ops.linear import Gemm, grouped_linear, linear
 from minidsv3.quant.blockwise import Quantized, dequantize, quantize_blocks, quantize_mx, quantize_tiles, quantized
 from minidsv3.quant.formats import BF16, E5M2, E5M6, decode, round_to
 from minidsv3.quant.gemm import BF16Gemm, FP8Gemm, FP8Store, MXGemm, TensorwiseGemm, fake_quantized, scaled_product

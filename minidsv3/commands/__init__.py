@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "compare": "several run folders beside each other, with the seed spread",
     "convert": "a released-format directory into bf16, fp8 or fp32",
+    "fp8": "a number's bits, a kernel's bits, precision recipes and their experiments",
     "data": "list and build the text corpora",
 }
 

@@ -115,9 +115,7 @@ class FP8Gemm(_Gemm):
             kept = self._operand(x, 1, BLOCK, self._x_scale)
         return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact), x.dtype, out)
 
-    def dgrad(
-        self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None
-    ) -> np.ndarray:
+    def dgrad(self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
         weight = _loaded(self, w)
         q = self._gradient(dy) if isinstance(dy, np.ndarray) else dy
         product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact)

@@ -45,7 +45,9 @@ def logfmt_encode(x: np.ndarray, bits: int = 8) -> LogTiles:
     Raises ValueError for anything but a finite matrix and 3 to 16 bits.
     """
     if x.ndim != 2 or not np.isfinite(x).all():
-        raise ValueError(f"LogFMT takes a finite matrix, got shape {x.shape}" + ("" if x.ndim != 2 else " with NaN or Inf"))
+        raise ValueError(
+            f"LogFMT takes a finite matrix, got shape {x.shape}" + ("" if x.ndim != 2 else " with NaN or Inf")
+        )
     if not 3 <= bits <= 16:
         raise ValueError(f"bits={bits} is not between 3 and 16")
     magnitude = np.abs(x).astype(np.float64)
