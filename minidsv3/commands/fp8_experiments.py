@@ -21,7 +21,7 @@ import numpy as np
 from .. import plots
 from ..autograd import OpEvent, backward, no_grad, observing
 from ..config import ModelConfig, TrainConfig
-from ..data import ByteTokenizer, Loader, load_corpus, split_documents
+from ..data import ByteTokenizer, load_corpus, split_documents, validation_windows
 from ..model.transformer import Transformer
 from ..quant import figures
 from ..quant.experiments import DISTRIBUTIONS, accumulation_error, interval_prices, tile_against_block
@@ -92,6 +92,8 @@ def logfmt(out: Path, args: argparse.Namespace) -> None:
     found: dict[str, list[np.ndarray]] = {}
 
     def look(event: OpEvent) -> None:
+        if event.phase != "forward":
+            return
         name, x, y = type(event.op).__name__, event.inputs[0].data, event.outputs[0].data
         if name == "GroupedLinearFunction":
             goes_in = x.shape[1] == model.config.hidden_size
@@ -122,7 +124,7 @@ def memory(out: Path, args: argparse.Namespace) -> None:
 
 
 def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128)) -> dict[str, float]:
-    """Bytes a token that one forward pass of `tiny` keeps, each array once; a float32 weight is no copy and not counted."""
+    """Bytes a token that one forward pass of `tiny` keeps, each array once; float32 weights are not counted."""
     model = Transformer(ModelConfig.preset("tiny"), recipe_for(precision))
     model.init_weights(np.random.default_rng(0))
     places = {
@@ -133,6 +135,8 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128)) -> dict[str,
     seen: dict[int, object] = {}  # holds the arrays, so that no address is given twice
 
     def look(event: OpEvent) -> None:
+        if event.phase != "forward":
+            return
         name, saved = type(event.op).__name__, list(event.op.saved)
         split = {"LinearFunction": len(saved) - 1, "GroupedLinearFunction": 0}.get(name)
         weights = saved[split:] if name == "LinearFunction" else saved[: len(getattr(event.op, "_ranges", ()))]
@@ -162,7 +166,7 @@ def twins(out: Path, args: argparse.Namespace) -> None:
     }
     for name, rows in differences.items():
         print(f"{name:22} last 200 smoothed steps: {', '.join(f'{tail_mean(row):+.3%}' for row in rows)}")
-    every = np.arange(9, steps, 10, dtype=np.int64)
+    every = np.arange(min(9, steps - 1), steps, 10, dtype=np.int64)
     figure, (ax,) = plots.new_figure(panel=(8.0, 4.2))
     with plots.style():
         figures.loss_differences(ax, every + 1, {n: rows[:, every] for n, rows in differences.items()})
@@ -216,7 +220,8 @@ def _trained(steps: int) -> tuple[Transformer, tuple[np.ndarray, np.ndarray]]:
     print(f"training tiny for {steps} steps", flush=True)
     model = twin(None, cfg).model
     _, validation = split_documents(load_corpus(cfg.data).documents)
-    return model, Loader(validation, ByteTokenizer(), 128, 0).batch(0, 8)
+    tokens_in, targets, _ = validation_windows(validation, ByteTokenizer(), 128)
+    return model, (tokens_in[:8], targets[:8])
 
 
 def _save(figure: plots.Figure, path: Path, data: dict) -> None:

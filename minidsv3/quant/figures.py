@@ -52,8 +52,8 @@ def price_of_precision(ax: Axes, prices: Sequence[Price]) -> Axes:
     chosen = next(p for p in prices if p.interval == 128)
     last = prices[-1]
     finding = (
-        f"At 128 a sum is {chosen.accumulation_error:.2%} wrong for {chosen.promotions:.0f} promotions in 1,000 products; "
-        f"at {last.interval:,} it is {last.accumulation_error:.1%}"
+        f"At 128 sums are {chosen.accumulation_error:.2%} wrong for {chosen.promotions:.0f} promotions in 1,000 "
+        f"products; at {last.interval:,} {last.accumulation_error:.1%}"
     )
     describe(ax, f"{finding}: lines of two errors and two costs over {len(prices)} intervals.")
     return headline(ax, finding)
@@ -74,7 +74,8 @@ def gradient_blocks(ax: Axes, layers: Sequence[str], tile: np.ndarray, block: np
     ax.set_xlabel("relative rms error of the output gradient (%)")
     ax.legend()
     worst = int((block / tile).argmax())
-    finding = f"Blocks lose {np.mean(block / tile):.2f} times what tiles lose, in {layers[worst]} {block[worst] / tile[worst]:.2f} times"
+    ratio = block / tile
+    finding = f"Blocks lose {ratio.mean():.2f} times what tiles lose, in {layers[worst]} {ratio[worst]:.2f} times"
     describe(ax, f"{finding}: bars for {len(layers)} kinds of layer.")
     return headline(ax, finding)
 
@@ -90,7 +91,8 @@ def format_errors(ax: Axes, errors: Mapping[str, Mapping[str, float]]) -> Axes:
     ax.set(yscale="log", ylabel="relative rms error (%)")
     ax.legend()
     mean = {name: float(np.mean([e[name] for e in errors.values()])) for name in formats}
-    finding = f"LogFMT-8 loses {mean['LogFMT-8'] / mean['E4M3']:.2f} times what E4M3 loses, LogFMT-10 {mean['LogFMT-10'] / mean['BF16']:.1f} times BF16"
+    eight, ten = mean["LogFMT-8"] / mean["E4M3"], mean["LogFMT-10"] / mean["BF16"]
+    finding = f"LogFMT-8 loses {eight:.2f} times what E4M3 loses, LogFMT-10 {ten:.1f} times what BF16 loses"
     describe(ax, f"{finding}: bars for {len(formats)} formats on {len(errors)} kinds of activation.")
     return headline(ax, finding)
 
@@ -107,7 +109,7 @@ def saved_memory(ax: Axes, saved: Mapping[str, Mapping[str, float]]) -> Axes:
     ax.set_ylabel("kept for the backward pass (KB a token)")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     totals = dict(zip(saved, bottom))
-    first, last = list(saved)[0], list(saved)[-1]
+    first, last = next(iter(saved)), list(saved)[-1]
     finding = f"{last} keeps {totals[last] / totals[first]:.0%} of what {first} keeps"
     describe(ax, f"{finding}: stacked bars of {len(kinds)} kinds of op for {len(saved)} precisions.")
     return headline(ax, finding)

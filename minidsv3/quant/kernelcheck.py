@@ -1,9 +1,9 @@
 """Whose arithmetic is this? The output bits of somebody's FP8 kernel against what different rules would have given.
 
 A `Dump` holds operands, scales and output of one product. `verdict` counts the outputs whose bits differ under each
-hypothesis: fraction bits, rounding when addends are lined up, instruction, promotion interval, and, with scales of 1x128
-and 128x128, the order of multiplications and whether they are fused. The one with the fewest explains the kernel best;
-0 identifies it as far as these inputs can tell, and inputs with few bits or short K tell little.
+hypothesis: fraction bits, rounding when addends are lined up, instruction, promotion interval, and, with scales of
+1x128 and 128x128, the order of multiplications and whether they are fused. The one with the fewest explains the kernel
+best; 0 identifies it as far as these inputs can tell, and inputs with few bits or short K tell little.
 """
 
 from __future__ import annotations
