@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from minidsv3.quant.blockwise import (
-    BLOCK, block_scales, dequantize, quantize_blocks, quantize_mx, quantize_tiles, quantized, scale_shape,
+    BLOCK,
+    block_scales,
+    dequantize,
+    quantize_blocks,
+    quantize_mx,
+    quantize_tiles,
+    quantized,
+    scale_shape,
 )  # fmt: skip
 from minidsv3.quant.formats import BF16, E4M3, E4M3_MAX, E5M2, E5M6, UE8M0, decode
 

@@ -125,7 +125,8 @@ def test_saved_bytes_of_the_linear_layers_shrink_fourfold():
 @pytest.mark.parametrize("precision, accumulate, message", [
     ("fp9", "fast", "precision='fp9' is not one of fp32, bf16"), ("fp8", "slow", "accumulate='slow'"),
     ("bf16", "exact", "which precision='bf16' does not use"), ("mxfp8", "exact", "does not use"),
-    ("fp8:head=fp8", "fast", "'head' is not one of the rows"), ("fp8:lm_head=fp7", "fast", "lm_head='fp7' is not one of"),
+    ("fp8:head=fp8", "fast", "'head' is not one of the rows"),
+    ("fp8:lm_head=fp7", "fast", "lm_head='fp7' is not one of"),
     ("fp8:attention=bf16", "fast", "attention='bf16' is not one of fp32, fp8"),
     ("fp8:moments=fp8", "fast", "moments='fp8' is not one of fp32, bf16"),
 ])  # fmt: skip

@@ -349,7 +349,8 @@ def test_eval_computes_in_the_precision_of_the_run(fp8_run, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--precision", "fp9"], "precision='fp9' is not one of"), (["--precision", "bf16", "--accumulate", "exact"], "does not use"),
+    (["--precision", "fp9"], "precision='fp9' is not one of"),
+    (["--precision", "bf16", "--accumulate", "exact"], "does not use"),
     (["--precision", "fp8", "--plain"], "--plain has the textbook ops"),
 ])  # fmt: skip
 def test_train_refuses_a_precision(text, tmp_path, capsys, flags, message):

@@ -15,8 +15,9 @@ Kinds of scale; amax is the largest magnitude of the block, not below 1e-4, so z
 `quantize_mx` is the other school (OCP MX v1.0): blocks of 32 along a row, power-of-two scales only.
 
 Edge blocks are smaller; sizes need not be multiples of 128. NaN and infinity: no scale fits them, so these functions
-refuse them by name; MX marks such a block with the scale NaN; `quantized`, which training uses, lets them through as NaN.
-(FLT_MAX itself, with power-of-two scales, rounds up to 256 * 2^120, which float32 can only give back as infinity.)
+refuse them by name; MX marks such a block with the scale NaN; `quantized`, which training uses, lets them through as
+NaN. (FLT_MAX itself, with power-of-two scales, rounds up to 256 * 2^120, which float32 can only give back as
+infinity.)
 """
 
 from __future__ import annotations

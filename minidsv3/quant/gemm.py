@@ -3,20 +3,20 @@
 Each class has the interface that the linear ops ask for (`ops.linear.Gemm` is the exact one):
 
     kept = gemm.keep(x)               what is stored of the input: it serves fprop now and wgrad later
-    weight = gemm.load(w)             the weight as fprop and dgrad multiply with it; quantised once, stored between them
-    gemm.fprop(x, weight, kept=kept)  y = x w^T        rows times weight
+    weight = gemm.load(w)             the weight as fprop and dgrad multiply with it, stored between the two
+    gemm.fprop(x, weight, kept=kept)  y = x w^T        over the input channels
     gemm.dgrad(dy, weight)            dx = dy w        over the output channels
     gemm.wgrad(dy, kept)              dw = dy^T x      over the tokens
 
-`FP8Gemm` is the report's (section 3.3): E4M3 everywhere; inputs and gradients in 1x128 tiles along the dimension that is
-summed over, so what is kept of x as 1x128 is cut anew as 128x1 for the weight gradient; weights in 128x128 blocks, which
-serve both directions. Its accumulator is either the emulated Hopper tensor core with promotion every 128 (`exact=True`,
-some thirty times slower), or BLAS in FP32 over the same 128-blocks with the same scaling in between: all that is missing
-then is the tensor core's own loss of bits.
+`FP8Gemm` is the report's (section 3.3): E4M3 everywhere; inputs and gradients in 1x128 tiles along the dimension that
+is summed over, so what is kept of x as 1x128 is cut anew as 128x1 for the weight gradient; weights in 128x128 blocks,
+which serve both directions. Its accumulator is either the emulated Hopper tensor core with promotion every 128
+(`exact=True`, some thirty times slower), or BLAS in FP32 over the same 128-blocks with the same scaling in between:
+all that is missing then is the tensor core's own loss of bits.
 
-Outputs and input gradients are rounded to BF16, weight gradients stay FP32, as the report's Figure 6 has it. Simplified:
-sums that BLAS takes within a block are FP32, in BLAS's own order; one process holds the whole batch of a shard, so the
-128 tokens of a tile are neighbours of one shard (for an expert: of the rows that were sent to it).
+Outputs and input gradients are rounded to BF16, weight gradients stay FP32, as the report's Figure 6 has it.
+Simplified: sums that BLAS takes within a block are FP32, in BLAS's own order; one process holds the whole batch of a
+shard, so the 128 tokens of a tile are neighbours of one shard (for an expert: of the rows that were sent to it).
 """
 
 from __future__ import annotations
@@ -115,16 +115,14 @@ class FP8Gemm(_Gemm):
             kept = self._operand(x, 1, BLOCK, self._x_scale)
         return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact), x.dtype, out)
 
-    def dgrad(
-        self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None
-    ) -> np.ndarray:
+    def dgrad(self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
         weight = _loaded(self, w)
         q = self._gradient(dy) if isinstance(dy, np.ndarray) else dy
         product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact)
         return _finished(product, product.dtype if dy is q else dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: Quantized, out: np.ndarray | None = None) -> np.ndarray:
-        # Cut anew along the tokens. With power-of-two scales on both sides that costs nothing but what falls below E4M3.
+        # Cut anew along the tokens; power-of-two scales on both sides lose nothing but what falls below E4M3's range.
         x = self._operand(dequantize(*kept, 1, BLOCK), BLOCK, 1, "ue8m0" if self._kept is not None else self._x_scale)
         q = self._operand(dy, BLOCK, 1 if self._dy_rows == 1 else BLOCK, self._dy_scale)
         dy_scales = q.scales if self._dy_rows == 1 else np.repeat(q.scales, BLOCK, axis=1)[:, : dy.shape[1]]
@@ -197,7 +195,7 @@ class TensorwiseGemm(_Gemm):
 
 
 class MXKept(NamedTuple):
-    """A matrix quantised along its rows and along its columns: MX blocks lie along the dimension that is summed over."""
+    """A matrix quantised along its rows and along its columns: MX blocks lie along what is summed over."""
 
     rows: Quantized | None
     columns: Quantized  # of the transpose

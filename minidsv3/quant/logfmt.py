@@ -1,17 +1,18 @@
 """LogFMT: numbers stored as the rounded logarithm of their magnitude (ISCA'25 paper, section 3.2).
 
-In a tile of 1x128 the logarithms of the magnitudes run from min to max. A number is its sign and a code K of n - 1 bits:
+In a tile of 1x128 the logarithms of the magnitudes run from min to max. A number is its sign and a code K of n - 1
+bits:
 
     K = 0        zero                         step = (max - min) / (2^(n-1) - 2)
     K >= 1       exp(min + step (K - 1))      so that K = 1 is the smallest and K = 2^(n-1) - 1 the largest of the tile
 
-min is not let further below max than log(2^32). Rounding is to the nearest in *linear* space: half-way between two codes
-the numbers' mean decides, not their logarithms' (the paper found this to matter). What is nearer to zero than to the
-smallest number becomes zero.
+min is not let further below max than log(2^32). Rounding is to the nearest in *linear* space: half-way between two
+codes the numbers' mean decides, not their logarithms' (the paper found this to matter). What is nearer to zero than to
+the smallest number becomes zero.
 
 `logfmt10` is the form that DeepEP's low-latency kernel has: ten bits, base 2, the threshold of the linear mean folded
-into one `floor`, tiles left in BF16 unless all their magnitudes are below 1 and not all equal, and the ends of the range
-sent as BF16 numbers. A zero in a tile counts as 2^-32 of its largest there.
+into one `floor`, tiles left in BF16 unless all their magnitudes are below 1 and not all equal, and the ends of the
+range sent as BF16 numbers. A zero in a tile counts as 2^-32 of its largest there.
 
 LogFMT was an experiment, for the combine step: it was not deployed, because logarithms and exponentials cost more than
 the bytes saved (same section). On a GPU they are approximations, so these bits are not those of a GPU.
@@ -45,7 +46,9 @@ def logfmt_encode(x: np.ndarray, bits: int = 8) -> LogTiles:
     Raises ValueError for anything but a finite matrix and 3 to 16 bits.
     """
     if x.ndim != 2 or not np.isfinite(x).all():
-        raise ValueError(f"LogFMT takes a finite matrix, got shape {x.shape}" + ("" if x.ndim != 2 else " with NaN or Inf"))
+        raise ValueError(
+            f"LogFMT takes a finite matrix, got shape {x.shape}" + ("" if x.ndim != 2 else " with NaN or Inf")
+        )
     if not 3 <= bits <= 16:
         raise ValueError(f"bits={bits} is not between 3 and 16")
     magnitude = np.abs(x).astype(np.float64)
