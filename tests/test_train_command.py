@@ -1,6 +1,7 @@
 """``train``, ``eval`` and ``generate`` from the command line: results, exit statuses, one-line errors."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,3 +305,53 @@ def test_eval_and_generate_name_what_a_folder_lacks(run, tmp_path, capsys, comma
 )
 def test_generate_names_the_wrong_argument(run, capsys, arguments, message):
     assert message in error_of(capsys, ["generate", run, *arguments])
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fp8_run(text, tmp_path_factory):
+    """Six steps in FP8 without an interruption."""
+    out = tmp_path_factory.mktemp("fp8") / "run"
+    assert main([*command_line(text, out, steps=6, checkpoint_every=3), "--precision", "fp8"]) == 0
+    return out
+
+
+def test_train_in_fp8_notes_its_recipe(fp8_run):
+    train_config = json.loads((fp8_run / "train.json").read_text(encoding="utf-8"))["train"]
+    assert (train_config["precision"], train_config["accumulate"]) == ("fp8", "fast")
+    assert train_config["moments_dtype"] == "bfloat16"  # the recipe's, since the command named none
+
+
+def test_train_in_fp8_resumes_to_the_same_bits(fp8_run, text, tmp_path):
+    """As after a kill behind the checkpoint of step 3: only that checkpoint and the lines are left."""
+    out = tmp_path / "run"
+    shutil.copytree(fp8_run, out)
+    shutil.rmtree(out / "checkpoints" / "step_00000006")
+    shutil.rmtree(out / "final")
+    assert main([*command_line(text, out, steps=6, checkpoint_every=3), "--precision", "fp8", "--resume"]) == 0
+    for part in ("final", "checkpoints/step_00000006"):
+        assert digests(out / part) == digests(fp8_run / part) != {}
+
+
+def test_resume_in_another_precision_is_refused(fp8_run, text, capsys):
+    for changed in (["--precision", "bf16"], ["--precision", "fp8", "--accumulate", "exact"], []):
+        arguments = [*command_line(text, fp8_run, steps=6, checkpoint_every=3), *changed, "--resume"]
+        assert "was trained with" in error_of(capsys, arguments)
+
+
+def test_eval_computes_in_the_precision_of_the_run(fp8_run, capsys):
+    assert main(["eval", str(fp8_run), "--json"]) == 0
+    bits = json.loads(capsys.readouterr().out)["val_bits_per_byte"]
+    stored = [line["val_bits_per_byte"] for line in lines(fp8_run / "metrics.jsonl") if "val_bits_per_byte" in line]
+    assert bits == stored[-1]
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--precision", "fp9"], "precision='fp9' is not one of"),
+    (["--precision", "bf16", "--accumulate", "exact"], "does not use"),
+    (["--precision", "fp8", "--plain"], "--plain has the textbook ops"),
+])  # fmt: skip
+def test_train_refuses_a_precision(text, tmp_path, capsys, flags, message):
+    assert message in error_of(capsys, [*command_line(text, tmp_path / "run"), *flags])
