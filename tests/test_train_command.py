@@ -11,8 +11,10 @@ import pytest
 from small_runs import command_line, digests, environment, lines, python, write_text
 
 from minidsv3.commands import main, train
+from minidsv3.data import ByteTokenizer, load_corpus, split_documents, validation_windows
 from minidsv3.generation.load import load_run
 from minidsv3.generation.sampler import sample
+from minidsv3.train.evaluate import bits_per_byte
 from minidsv3.train.runs import read_run
 
 
@@ -218,6 +220,22 @@ def test_eval_of_another_text(run, tmp_path, capsys):
     other.write_text("ZYX " * 300, encoding="utf-8")
     assert main(["eval", str(run), "--data", str(other), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bytes"] == 120
+
+
+def test_eval_of_some_windows_is_the_mean_over_them(run, capsys):
+    assert main(["eval", str(run), "--windows", "3", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    _, validation = split_documents(load_corpus(load_run(run).train.data).documents)
+    tokens_in, targets, _ = validation_windows(validation, ByteTokenizer(), 16)
+    chosen = np.linspace(0, len(targets) - 1, 3, dtype=np.int64)
+    count = int((targets[chosen] != -100).sum())
+    expected = bits_per_byte(load_run(run).model, tokens_in[chosen], targets[chosen], count)
+    assert said["bytes"] == count < 500 and said["val_bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("flag", ["--windows", "--seq-len"])
+def test_eval_refuses_to_evaluate_nothing(run, capsys, flag):
+    assert f"{flag} 0 is not positive" in error_of(capsys, ["eval", run, flag, "0"])
 
 
 def test_eval_of_several_runs_draws_their_bits_against_position(run, tmp_path, capsys):
