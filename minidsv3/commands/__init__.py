@@ -21,6 +21,7 @@ COMMANDS = {
     "paper": "every published number that can be computed, beside ours",
     "simulate": "time, schedules and network of the real system, without it",
     "data": "list and build the text corpora",
+    "exercises": "list, check and build the exercises; train with your solutions",
 }
 
 
