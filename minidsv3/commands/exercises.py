@@ -82,9 +82,8 @@ def _run_mine(args: argparse.Namespace) -> int:
     for step, (a, b) in enumerate(zip(own, ours), start=1):
         if step in (1, len(own)) or step % 5 == 0:
             print(f"  step {step:4d}   yours {a:.4f}   the package {b:.4f}")
-    print(
-        f"{args.steps} steps of nano with {len(inside)} of your solutions, largest difference {abs(own - ours).max():.1e}"
-    )
+    gap = abs(own - ours).max()
+    print(f"{args.steps} steps of nano with {len(inside)} of your solutions, largest difference {gap:.1e}")
     if args.figure:
         from ..exercises.figures import save_losses
 

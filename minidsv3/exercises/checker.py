@@ -79,6 +79,8 @@ def evaluate(
             detail = str(failure)
         except Borrowed as part:
             borrowed = str(part)
+        except Exception as error:  # raised by the property itself, on something that no property expects
+            detail = f"what came back cannot be judged: {type(error).__name__}: {' '.join(str(error).split())}"
         except TimeIsUp:
             late, detail = True, f"took longer than {limit:g} s: is there an endless loop?"
         results.append(Result(p, 0 if detail else p.points, detail))

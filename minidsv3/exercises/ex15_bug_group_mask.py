@@ -48,8 +48,8 @@ BUGS = (
 
 
 def cases(rng: np.random.Generator) -> list[dict[str, Any]]:
-    out = [dict(choice=np.array([[-3.0, -4.0, -2.0, -9.0, -1.0, -8.0]]), top_k=2, n_group=3, topk_group=1),
-           dict(choice=np.array([[0.9, 0.1, 0.2, 0.7, 0.6, 0.5, 0.65, 0.6, 0.64]]), top_k=2, n_group=3, topk_group=1)]  # fmt: skip
+    small = ([-3.0, -4.0, -2.0, -9.0, -1.0, -8.0], [0.9, 0.1, 0.2, 0.7, 0.6, 0.5, 0.65, 0.6, 0.64])
+    out = [dict(choice=np.array([row]), top_k=2, n_group=3, topk_group=1) for row in small]
     for shift in (0.0, -3.0):
         choice = rng.standard_normal((7, 12)) + shift
         out.append(dict(choice=choice, top_k=3, n_group=4, topk_group=2))

@@ -62,7 +62,8 @@ def _best(mine: Mine, rng: Rng) -> None:
         best < without / 5,
         f"the best speed gives MaxVio {best:.3g}, without the rule it is {without:.3g}: look further",
     )
-    inner = speeds[int(measured.argmin())] not in (min(speeds), max(speeds))
+    moving = [s for s in speeds if s > 0]
+    inner = speeds[int(measured.argmin())] not in (0.0, min(moving), max(moving))
     require(inner, "the best speed stands at the edge of the sweep: measure beyond it")
 
 

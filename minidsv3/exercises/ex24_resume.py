@@ -31,10 +31,10 @@ class Run:
         batch = np.sin(np.arange(self.position, self.position + len(self.weights), dtype=np.float64))
         self.position += len(self.weights)
         gradient = self.weights - batch + 0.1 * self.rng.standard_normal(len(self.weights))
-        self.exp_avg = 0.9 * self.exp_avg + 0.1 * gradient
-        self.exp_avg_sq = 0.95 * self.exp_avg_sq + 0.05 * gradient**2
+        self.exp_avg[...] = 0.9 * self.exp_avg + 0.1 * gradient
+        self.exp_avg_sq[...] = 0.95 * self.exp_avg_sq + 0.05 * gradient**2
         mean, square = self.exp_avg / (1 - 0.9**self.steps), self.exp_avg_sq / (1 - 0.95**self.steps)
-        self.weights = self.weights - 0.05 * mean / (np.sqrt(square) + 1e-8)
+        self.weights -= 0.05 * mean / (np.sqrt(square) + 1e-8)
 
 
 def _pair(mine: Mine, rng: Rng, more: int = 0) -> tuple[Run, Run]:

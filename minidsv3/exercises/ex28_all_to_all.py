@@ -62,9 +62,8 @@ def _run(mine: Mine, case: dict[str, Any]) -> tuple[list[np.ndarray], Exchange]:
 def _expected(case: dict[str, Any]) -> list[np.ndarray]:
     out = []
     for x, idx, w in zip(case["x"], case["topk_idx"], case["weights"]):
-        out.append(
-            np.array([sum(w[t, k] * _expert(int(e), x[t]) for k, e in enumerate(idx[t])) for t in range(len(x))])
-        )
+        rows = [sum(w[t, k] * _expert(int(e), x[t]) for k, e in enumerate(idx[t])) for t in range(len(x))]
+        out.append(np.array(rows))
     return out
 
 

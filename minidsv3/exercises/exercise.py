@@ -116,6 +116,8 @@ def array(what: str, got: Any, shape: tuple[int, ...], dtype: Any = None) -> np.
         raise Failed(f"{what} is {_kind(got)}, expected an ndarray of shape {shape}")
     if got.shape != shape:
         raise Failed(f"{what} has shape {got.shape}, expected {shape}")
+    if got.dtype.kind not in "biufc":
+        raise Failed(f"{what} has dtype {got.dtype}, expected numbers")
     if dtype is not None and got.dtype != np.dtype(dtype):
         raise Failed(f"{what} has dtype {got.dtype}, expected {np.dtype(dtype)}")
     return got
