@@ -23,6 +23,7 @@ COMMANDS = {
     "simulate": "time, schedules and network of the real system, without it",
     "fp8": "a number's bits, a kernel's bits, precision recipes and their experiments",
     "data": "list and build the text corpora",
+    "exercises": "list, check and build the exercises; train with your solutions",
 }
 
 
