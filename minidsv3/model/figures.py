@@ -139,3 +139,46 @@ def token_journey(model: Transformer, tokens: Array, labels: Sequence[str], name
 def _softmax(logits: Array) -> Array:
     p = np.exp(logits.astype(np.float64) - logits.max())
     return p / p.sum()
+
+
+def scores_of_parts(
+    axes: Sequence[Axes], content: Array, position: Array, labels: Sequence[str], *, with_position: bool = True
+) -> Sequence[Axes]:
+    """What content says, what position says, and the attention weights of their sum, for one head in three panels.
+
+    Parameters
+    ----------
+    content, position : [S, S]
+        Scaled scores of the two parts (`MLA.explain`); row i looks at column j <= i.
+    labels : one string for each token
+    with_position : bool
+        False: the weights are those of the content alone.
+    """
+    seen = np.tri(len(labels), dtype=bool)
+    total = np.where(seen, content + position if with_position else content, -np.inf)
+    weights = np.stack([_softmax(row) for row in total])
+    for ax, values, name in zip(axes, (content, position, weights), ("content", "position", "weights")):
+        drawn, limit = name == "weights", float(np.abs(values[seen]).max())
+        image = ax.imshow(
+            np.where(seen, values, np.nan),
+            cmap="Greys" if drawn else DIVERGING,
+            vmin=0 if drawn else -limit,
+            vmax=1 if drawn else limit,
+        )
+        ax.set_xticks(range(len(labels)), labels, family="monospace", fontsize=8)
+        ax.set_yticks(range(len(labels)), labels, family="monospace", fontsize=8)
+        ax.set(xlabel="key", ylabel="query" if ax is axes[0] else "")
+        ax.grid(visible=False)
+        label = "attention weight" if drawn else "score (scaled)"
+        ax.figure.colorbar(image, ax=ax, label=label, shrink=0.7)
+    spread = [float(np.ptp(values[seen])) for values in (content, position)]
+    used = "Weights of both" if with_position else "Weights of the content alone"
+    best = weights.argmax(axis=1)
+    findings = (
+        f"Content: scores range over {spread[0]:.1f}",
+        f"Position: scores range over {spread[1]:.1f}",
+        f"{used}: the last token looks at {labels[best[-1]]!r}",
+    )
+    for ax, finding in zip(axes, findings):
+        describe(headline(ax, finding), f"{finding}; heat map of {len(labels)} queries by {len(labels)} keys.")
+    return axes
