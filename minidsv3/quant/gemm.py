@@ -116,7 +116,9 @@ class FP8Gemm(_Gemm):
             kept = quantized(x, 1, BLOCK, self._x_scale)
         return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact), x.dtype, out)
 
-    def dgrad(self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
+    def dgrad(
+        self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None
+    ) -> np.ndarray:
         weight = _loaded(self, w)
         q = self._gradient(dy) if isinstance(dy, np.ndarray) else dy
         product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact)
@@ -128,6 +130,7 @@ class FP8Gemm(_Gemm):
         dy_scales = q.scales if self._dy_rows == 1 else np.repeat(q.scales, BLOCK, axis=1)[:, : dy.shape[1]]
         product = scaled_product(Quantized(q.codes.T, dy_scales.T), Quantized(x.codes.T, x.scales.T), exact=self._exact)
         return _finished(product, dy.dtype, out, bf16=False)
+
 
     def keep_groups(self, x: np.ndarray, ranges: Ranges) -> list[Quantized]:
         return _rows(self.keep(x), ranges)  # a tile has one row: no scale is shared between experts
