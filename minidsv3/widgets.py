@@ -7,12 +7,14 @@ shows a static figure and then calls `explore` with the function that drew it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
+ipywidgets: Any = None
 try:
-    import ipywidgets
-except ImportError:  # comes with the jupyter package, not with ours
-    ipywidgets = None
+    ipywidgets = import_module("ipywidgets")  # comes with the jupyter package; no dependency of ours
+except ImportError:
+    pass
 
 
 def explore(draw: Callable[..., Any], **controls: Any) -> None:

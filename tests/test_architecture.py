@@ -53,7 +53,6 @@ ONLY_IN = {
     "tqdm": r"(train|commands)/.*",
     "ml_dtypes": r"(quant|pretrained)/.*",
     "mpi4py": r"parallel/mpi(\.py|/.*)",
-    "ipywidgets": r"widgets\.py",
 }
 
 
@@ -143,7 +142,7 @@ def test_only_declared_dependencies_are_imported():
     declared = {re.match(r"[\w-]+", line).group().replace("-", "_") for line in lines} | {"PIL"}  # pillow's name
     assert "pillow" in declared
     used = {library for path in FILES for library in imports(path)[1]} - set(sys.stdlib_module_names)
-    assert used <= declared | {"ipywidgets"}  # guarded: it comes with jupyter
+    assert used <= declared
 
 
 def dotted(node):

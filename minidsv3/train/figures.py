@@ -229,7 +229,7 @@ def load_by_kind(
     ax.grid(visible=False)
     if colour_bar:
         ax.figure.colorbar(image, ax=ax, label="load (times the mean)")
-    row, column = np.unravel_index(share.argmax(), share.shape)
+    row, column = divmod(int(share.argmax()), share.shape[1])
     finding = f"expert {column} gets {share[row, column]:.1f} times its share of {kinds[row]}"
     finding = f"{layer}: {finding}" if layer else finding.capitalize()
     sentence = f"{finding}; heat map of {len(kinds)} kinds of text by {load.shape[1]} experts."

@@ -69,11 +69,9 @@ def short_run(preset: str, *, make: Callable[[ModelConfig], Transformer] = Trans
         results.append(train_step(model, optimizer, gradients, cut(*batch, train.shards), train, step))
         biases.append([g.e_score_correction_bias for g in gates(model)])
         biases[-1] = [np.zeros(0, np.float32) if bias is None else bias.copy() for bias in biases[-1]]
-    return ShortRun(
-        model,
-        train,
-        np.arange(1, train.steps + 1, dtype=np.int64),
-        *(np.array([getattr(r, name) for r in results]) for name in ("main_loss", "mtp_loss", "balance_loss")),
-        np.array([r.expert_load for r in results]),
-        np.array(biases),
+    main, mtp, balance = (
+        np.array([getattr(r, f"{name}_loss") for r in results]) for name in ("main", "mtp", "balance")
     )
+    step = np.arange(1, train.steps + 1, dtype=np.int64)
+    load = np.array([r.expert_load for r in results])
+    return ShortRun(model, train, step, main, mtp, balance, load, np.array(biases))
