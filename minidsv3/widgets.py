@@ -7,14 +7,13 @@ shows a static figure and then calls `explore` with the function that drew it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 ipywidgets: Any = None
-try:
-    ipywidgets = import_module("ipywidgets")  # comes with the jupyter package; no dependency of ours
-except ImportError:
-    pass
+with suppress(ImportError):  # it comes with the jupyter package, and is no dependency of ours
+    ipywidgets = import_module("ipywidgets")
 
 
 def explore(draw: Callable[..., Any], **controls: Any) -> None:

@@ -67,11 +67,15 @@ def short_run(preset: str, *, make: Callable[[ModelConfig], Transformer] = Trans
     for step in range(1, train.steps + 1):
         batch = loader.batch(sequences_before(train, step), batch_size(train, step))
         results.append(train_step(model, optimizer, gradients, cut(*batch, train.shards), train, step))
-        biases.append([g.e_score_correction_bias for g in gates(model)])
-        biases[-1] = [np.zeros(0, np.float32) if bias is None else bias.copy() for bias in biases[-1]]
-    main, mtp, balance = (
-        np.array([getattr(r, f"{name}_loss") for r in results]) for name in ("main", "mtp", "balance")
-    )
-    step = np.arange(1, train.steps + 1, dtype=np.int64)
+        biases.append(_biases(model))
+    main, mtp, balance = np.array([[r.main_loss, r.mtp_loss, r.balance_loss] for r in results]).T
+    steps = np.arange(1, train.steps + 1, dtype=np.int64)
     load = np.array([r.expert_load for r in results])
-    return ShortRun(model, train, step, main, mtp, balance, load, np.array(biases))
+    return ShortRun(model, train, steps, main, mtp, balance, load, np.array(biases))
+
+
+def _biases(model: Transformer) -> Array:
+    """A copy of all balance biases, [Lm, E]; of a gate without one (V2), zeros."""
+    E = model.config.n_routed_experts
+    found = [gate.e_score_correction_bias for gate in gates(model)]
+    return np.array([np.zeros(E, dtype=np.float32) if bias is None else bias for bias in found])
