@@ -25,8 +25,10 @@ def rows():
 
 
 def plain(term):
-    """'Experts.' and 'expert' are one term."""
-    term = term.strip(" .:,;").lower()
+    """'Experts.' and 'expert' are one term, 'micro-batches' and 'micro-batch' another."""
+    term = " ".join(term.split()).strip(" .:,;").lower()
+    if term.endswith("ches"):
+        return term[:-2]
     return term[:-1] if term.endswith("s") and not term.endswith(("ss", "us", "is", "as")) else term
 
 
@@ -74,5 +76,5 @@ def test_glossary_rows_have_meaning_and_lesson():
 
 
 def test_plain_and_bold_find_terms():
-    text = "**Experts.** have **top-k** and `**no**`\n```text\n**none**\n```\n**loss**, **bias**:"
-    assert bold(text) == {"expert", "top-k", "loss", "bias"}
+    text = "**Experts.** have **top-k** and `**no**`\n```text\n**none**\n```\n**loss**, **bias**: **two\nbatches**"
+    assert bold(text) == {"expert", "top-k", "loss", "bias", "two batch"}
