@@ -30,9 +30,3 @@ def test_error_against_magnitude_is_half_a_step(ax):
     assert y[0] == 1  # 2^-18 becomes zero
     np.testing.assert_allclose(lines["bf16"].get_ydata(), 1 / 257, rtol=0.05)
     assert "5.9%" in ax.get_title(loc="left")
-
-
-def test_error_against_length_names_worst_and_best(ax):
-    figures.error_against_length(ax, (32, 128), {"kept": [1e-4, 2e-2], "promoted": [1e-4, 1e-4]})
-    assert "kept is 200 times as wrong as promoted" in ax.get_title(loc="left")
-    assert "promoted 0.0001" in plots.description(ax)

@@ -68,7 +68,9 @@ def overlapped_pair(ax: Axes, placed: Sequence[Any]) -> Axes:
     ax.set(yticks=(0, 1), yticklabels=list(busy), xlabel="time (ms)", xlim=(0, 1e3 * (end - start)))
     ax.invert_yaxis()
     ax.grid(False)
-    handles = [Patch(facecolor=KINDS[kind], label=MEANING[kind].replace("full backward", "backward, input")) for kind in "FBW"]
+    handles = [
+        Patch(facecolor=KINDS[kind], label=MEANING[kind].replace("full backward", "backward, input")) for kind in "FBW"
+    ]
     ax.legend(handles=handles, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.3), fontsize=9)
     hidden = busy["compute"] + busy["communication"] - (end - start)
     share = hidden / busy["communication"]
