@@ -23,13 +23,10 @@ def accumulation_curves(ax: Axes, K: np.ndarray, errors: Mapping[str, np.ndarray
     ax.set(xscale="log", yscale="log", xlabel="K, products in a sum", ylabel="largest error / mean magnitude (%)")
     ax.set_xticks(K, [f"{k:,}" for k in K], minor=False)
     ax.minorticks_off()
-    ax.legend(fontsize=8.5)
+    ax.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1))
     plain = [float(e[-1]) for label, e in errors.items() if not label.endswith(promoted)]
     with_promotion = [float(e[-1]) for label, e in errors.items() if label.endswith(promoted)]
-    finding = (
-        f"Without promotion sums of {K[-1]:,} are up to {min(plain):.1%} to {max(plain):.1%} wrong, "
-        f"with promotion {max(with_promotion):.2%}"
-    )
+    finding = f"Sums of {K[-1]:,}: up to {max(plain):.1%} wrong in one chain, {max(with_promotion):.2%} with promotion"
     describe(ax, f"{finding}: lines of {len(errors)} series over K from {K[0]:,} to {K[-1]:,}.")
     return headline(ax, finding)
 
@@ -72,10 +69,10 @@ def gradient_blocks(ax: Axes, layers: Sequence[str], tile: np.ndarray, block: np
     ax.set_yticks(at, layers, fontsize=8.5)
     ax.invert_yaxis()
     ax.set_xlabel("relative rms error of the output gradient (%)")
-    ax.legend()
+    ax.legend(loc="lower left", frameon=True)
     worst = int((block / tile).argmax())
     ratio = block / tile
-    finding = f"Blocks lose {ratio.mean():.2f} times what tiles lose, in {layers[worst]} {ratio[worst]:.2f} times"
+    finding = f"Blocks lose {ratio.mean():.2f} times what tiles do, {ratio[worst]:.2f} in {layers[worst]}"
     describe(ax, f"{finding}: bars for {len(layers)} kinds of layer.")
     return headline(ax, finding)
 
