@@ -128,7 +128,7 @@ def loss_differences(ax: Axes, step: np.ndarray, differences: Mapping[str, np.nd
             )
         means[label] = float(np.mean([row[-max(1, len(row) // 5) :].mean() for row in rows]))
     ax.axhspan(-100 * limit, 100 * limit, color=GREY, alpha=0.15)
-    ax.set(xlabel="step", ylabel="loss against BF16, relative (%)", ylim=(-2.0, 2.0))
+    ax.set(xlabel="step", ylabel="loss against BF16, relative (%)", ylim=(-1.2, 1.2))
     ax.legend(fontsize=8.5)
     finding = "Over the last fifth: " + ", ".join(f"{label} {value:+.2%}" for label, value in means.items())
     describe(ax, f"{finding}: lines of {len(means)} variants over {int(step[-1]):,} steps; grey band: 0.25 %.")
@@ -150,7 +150,7 @@ def sensitivity(ax: Axes, differences: Mapping[str, np.ndarray], floor: np.ndarr
     ax.axvspan(-widest, widest, color=GREY, alpha=0.2)
     ax.set_yticks(at, list(differences))
     ax.invert_yaxis()
-    ax.set_xlabel("loss against the unchanged recipe, relative (%); dots: seeds, bar: their mean")
+    ax.set_xlabel("loss against plain fp8 (%); dots: seeds, bar: mean")
     beyond = [
         label for label, v in differences.items()
         if abs(np.mean(v)) > np.abs(floor).max() and abs(np.mean(v)) > 2 * np.std(v, ddof=1) / np.sqrt(len(v))
