@@ -18,7 +18,7 @@ from ..pretrained.reader import read_tensors
 from ..quant.formats import FORMATS, explain
 from ..quant.kernelcheck import Dump, Score, published, verdict
 from ..quant.recipe import RECIPES, recipe_for
-from .fp8_experiments import EXPERIMENTS
+from .fp8_experiments import EXPERIMENTS, VARIANTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tried.add_argument("name", choices=EXPERIMENTS)
     tried.add_argument("--out", required=True, metavar="DIR")
     tried.add_argument("--steps", type=int, help="of training experiments")
+    tried.add_argument("--variants", nargs="+", default=VARIANTS, metavar="NAME", help="of `twins`, against bf16")
     tried.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 

@@ -159,10 +159,13 @@ def twins(out: Path, args: argparse.Namespace) -> None:
     """Losses of each variant and seed against BF16 of the same seed."""
     steps = args.steps or 1000
     runs = {
-        (name, seed): _losses(out / "runs", name, seed, steps) for seed in args.seeds for name in ("bf16", *VARIANTS)
+        (name, seed): _losses(out / "runs", name, seed, steps)
+        for seed in args.seeds
+        for name in ("bf16", *args.variants)
     }
     differences = {
-        name: np.array([relative_difference(runs[name, s], runs["bf16", s]) for s in args.seeds]) for name in VARIANTS
+        name: np.array([relative_difference(runs[name, s], runs["bf16", s]) for s in args.seeds])
+        for name in args.variants
     }
     for name, rows in differences.items():
         print(f"{name:22} last 200 smoothed steps: {', '.join(f'{tail_mean(row):+.3%}' for row in rows)}")

@@ -69,13 +69,10 @@ def accumulation_curves(ax: Axes, K: np.ndarray, errors: Mapping[str, np.ndarray
     ax.set(xscale="log", yscale="log", xlabel="K, products in a sum", ylabel="largest error / mean magnitude (%)")
     ax.set_xticks(K, [f"{k:,}" for k in K], minor=False)
     ax.minorticks_off()
-    ax.legend(fontsize=8.5)
+    ax.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1))
     plain = [float(e[-1]) for label, e in errors.items() if not label.endswith(promoted)]
     with_promotion = [float(e[-1]) for label, e in errors.items() if label.endswith(promoted)]
-    finding = (
-        f"Without promotion sums of {K[-1]:,} are up to {min(plain):.1%} to {max(plain):.1%} wrong, "
-        f"with promotion {max(with_promotion):.2%}"
-    )
+    finding = f"Sums of {K[-1]:,}: up to {max(plain):.1%} wrong in one chain, {max(with_promotion):.2%} with promotion"
     describe(ax, f"{finding}: lines of {len(errors)} series over K from {K[0]:,} to {K[-1]:,}.")
     return headline(ax, finding)
 
@@ -118,10 +115,10 @@ def gradient_blocks(ax: Axes, layers: Sequence[str], tile: np.ndarray, block: np
     ax.set_yticks(at, layers, fontsize=8.5)
     ax.invert_yaxis()
     ax.set_xlabel("relative rms error of the output gradient (%)")
-    ax.legend()
+    ax.legend(loc="lower left", frameon=True)
     worst = int((block / tile).argmax())
     ratio = block / tile
-    finding = f"Blocks lose {ratio.mean():.2f} times what tiles lose, in {layers[worst]} {ratio[worst]:.2f} times"
+    finding = f"Blocks lose {ratio.mean():.2f} times what tiles do, {ratio[worst]:.2f} in {layers[worst]}"
     describe(ax, f"{finding}: bars for {len(layers)} kinds of layer.")
     return headline(ax, finding)
 
@@ -177,7 +174,7 @@ def loss_differences(ax: Axes, step: np.ndarray, differences: Mapping[str, np.nd
             )
         means[label] = float(np.mean([row[-max(1, len(row) // 5) :].mean() for row in rows]))
     ax.axhspan(-100 * limit, 100 * limit, color=GREY, alpha=0.15)
-    ax.set(xlabel="step", ylabel="loss against BF16, relative (%)", ylim=(-2.0, 2.0))
+    ax.set(xlabel="step", ylabel="loss against BF16, relative (%)", ylim=(-1.2, 1.2))
     ax.legend(fontsize=8.5)
     finding = "Over the last fifth: " + ", ".join(f"{label} {value:+.2%}" for label, value in means.items())
     describe(ax, f"{finding}: lines of {len(means)} variants over {int(step[-1]):,} steps; grey band: 0.25 %.")
@@ -188,12 +185,18 @@ def sensitivity(ax: Axes, differences: Mapping[str, np.ndarray], floor: np.ndarr
     """What changing one row of the recipe does to the loss: a dot a seed [seeds], the floor as a band."""
     at, widest = np.arange(len(differences), dtype=np.int64), 100 * float(np.abs(floor).max())
     for i, values in enumerate(differences.values()):
-        ax.plot(100 * np.asarray(values), np.full(len(values), i), linestyle="none", marker="o", color=colour(0))
+        ax.plot(
+            100 * np.asarray(values),
+            np.full(len(values), i, dtype=np.int64),
+            linestyle="none",
+            marker="o",
+            color=colour(0),
+        )
         ax.plot([100 * float(np.mean(values))], [i], marker="|", markersize=16, color=colour(1))
     ax.axvspan(-widest, widest, color=GREY, alpha=0.2)
     ax.set_yticks(at, list(differences))
     ax.invert_yaxis()
-    ax.set_xlabel("loss against the unchanged recipe, relative (%); dots: seeds, bar: their mean")
+    ax.set_xlabel("loss against plain fp8 (%); dots: seeds, bar: mean")
     beyond = [
         label for label, v in differences.items()
         if abs(np.mean(v)) > np.abs(floor).max() and abs(np.mean(v)) > 2 * np.std(v, ddof=1) / np.sqrt(len(v))

@@ -58,7 +58,8 @@ class BF16Gemm(_Gemm):
     def keep(self, x: np.ndarray) -> np.ndarray:
         return (_bf16_values(x).view(np.uint32) >> 16).astype(np.uint16).view(BF16)
 
-    load = keep
+    def load(self, w: np.ndarray) -> np.ndarray:
+        return self.keep(w)
 
     def fprop(
         self, x: np.ndarray, w: np.ndarray, out: np.ndarray | None = None, kept: np.ndarray | None = None
@@ -113,20 +114,21 @@ class FP8Gemm(_Gemm):
     ) -> np.ndarray:
         if kept is None or self._kept is not None:
             kept = self._operand(x, 1, BLOCK, self._x_scale)
-        return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact), x.dtype, out)
+        return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact, out=out), x.dtype, out)
 
     def dgrad(self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
         weight = _loaded(self, w)
         q = self._gradient(dy) if isinstance(dy, np.ndarray) else dy
-        product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact)
-        return _finished(product, product.dtype if dy is q else dy.dtype, out)
+        product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact, out=out)
+        return _finished(product, dy.dtype if isinstance(dy, np.ndarray) else product.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: Quantized, out: np.ndarray | None = None) -> np.ndarray:
         # Cut anew along the tokens; power-of-two scales on both sides lose nothing but what falls below E4M3's range.
         x = self._operand(dequantize(*kept, 1, BLOCK), BLOCK, 1, "ue8m0" if self._kept is not None else self._x_scale)
         q = self._operand(dy, BLOCK, 1 if self._dy_rows == 1 else BLOCK, self._dy_scale)
         dy_scales = q.scales if self._dy_rows == 1 else np.repeat(q.scales, BLOCK, axis=1)[:, : dy.shape[1]]
-        product = scaled_product(Quantized(q.codes.T, dy_scales.T), Quantized(x.codes.T, x.scales.T), exact=self._exact)
+        turned = Quantized(q.codes.T, dy_scales.T), Quantized(x.codes.T, x.scales.T)
+        product = scaled_product(*turned, exact=self._exact, out=out)
         return _finished(product, dy.dtype, out, bf16=False)
 
     def keep_groups(self, x: np.ndarray, ranges: Ranges) -> list[Quantized]:
@@ -164,7 +166,8 @@ class TensorwiseGemm(_Gemm):
     def keep(self, x: np.ndarray) -> Quantized:
         return quantized(x, max(1, x.shape[0]), max(1, x.shape[1]), "fp32", E4M3)
 
-    load = keep
+    def load(self, w: np.ndarray) -> Quantized:
+        return self.keep(w)
 
     def fprop(
         self, x: np.ndarray, w: np.ndarray | Quantized, out: np.ndarray | None = None, kept: Quantized | None = None
@@ -238,7 +241,7 @@ class FP8Store:
         return dequantize(*kept, 1, BLOCK)
 
 
-def scaled_product(a: Quantized, b: Quantized, *, exact: bool = False) -> np.ndarray:
+def scaled_product(a: Quantized, b: Quantized, *, exact: bool = False, out: np.ndarray | None = None) -> np.ndarray:
     """``a b^T`` with scales every 128 of K, summed block by block in FP32.
 
     Parameters
@@ -247,6 +250,8 @@ def scaled_product(a: Quantized, b: Quantized, *, exact: bool = False) -> np.nda
     b : FP8 codes [N, K], scales [N, ceil(K / 128)] of tiles or [ceil(N / 128), ceil(K / 128)] of blocks
     exact : bool
         Each block of K on the emulated Hopper tensor core, with one FMA to scale and add it.
+    out : float32 [M, N], C-contiguous, optional
+        Where BLAS may leave the result; anything else is passed over.
 
     Returns
     -------
@@ -257,14 +262,17 @@ def scaled_product(a: Quantized, b: Quantized, *, exact: bool = False) -> np.nda
     if exact:
         return (tiled_matmul if tiles else deepgemm)(a.codes, a.scales, b.codes, b.scales)
     x, y = _values(a.codes), _values(b.codes)
+    out = out if out is not None and out.dtype == np.float32 and out.flags.c_contiguous else None
     total = np.zeros((len(x), N), dtype=np.float32) if K == 0 else None
     for i, k in enumerate(range(0, K, BLOCK)):
-        partial = x[:, k : k + BLOCK] @ y[:, k : k + BLOCK].T
+        partial = np.matmul(x[:, k : k + BLOCK], y[:, k : k + BLOCK].T, out=out if i == 0 else None)
         if tiles:
             partial *= a.scales[:, i, None] * b.scales[None, :, i]
         else:
             for j, n in enumerate(range(0, N, BLOCK)):
-                partial[:, n : n + BLOCK] *= (a.scales[:, i] * b.scales[j, i])[:, None]
+                part = partial[:, n : n + BLOCK]
+                # written out, not broadcast: NumPy's loop over short rows takes three times as long
+                part *= np.repeat(a.scales[:, i] * b.scales[j, i], part.shape[1]).reshape(part.shape)
         total = partial if total is None else np.add(total, partial, out=total)
     assert total is not None
     return total
@@ -310,7 +318,7 @@ def _finished(product: np.ndarray, dtype: np.dtype, out: np.ndarray | None, bf16
     """The product rounded to BF16 unless it is a weight gradient, in `dtype`, in `out` if given."""
     if bf16:
         round_bf16_in_place(product)
-    if out is None:
+    if out is None or out is product:
         return product.astype(dtype, copy=False)
     out[...] = product
     return out

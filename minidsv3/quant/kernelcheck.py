@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -115,14 +116,14 @@ def _units() -> Iterator[tuple[str, Unit]]:
 
 def _plain(dump: Dump) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     for name, unit in _units():
-        yield f"{name}, one chain", lambda unit=unit: tensorcore_matmul(dump.a, dump.b, dump.c, unit=unit)
+        yield f"{name}, one chain", partial(tensorcore_matmul, dump.a, dump.b, dump.c, unit=unit)
     hopper = UNITS["hopper-fp8"]
     for every in INTERVALS:
         yield (
             f"Hopper, promotion every {every}",
-            lambda every=every: tensorcore_matmul(dump.a, dump.b, dump.c, unit=hopper, promote_every=every),
+            partial(tensorcore_matmul, dump.a, dump.b, dump.c, unit=hopper, promote_every=every),
         )
-    yield "float64, rounded once", lambda: _float64(dump)
+    yield "float64, rounded once", partial(_float64, dump)
 
 
 def _float64(dump: Dump) -> np.ndarray:
@@ -143,7 +144,7 @@ def _scaled(dump: Dump) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     orders = list(ORDERS.items())
     for name, unit in _units():
         for order, fold in orders:
-            yield f"{name}; {order}", lambda unit=unit, fold=fold: _folded(dump, unit, fold)
+            yield f"{name}; {order}", partial(_folded, dump, unit, fold)
         orders = orders[:1]  # other units with the published order only
 
 
@@ -153,6 +154,6 @@ def _folded(dump: Dump, unit: Unit, fold: Callable[..., np.ndarray]) -> np.ndarr
     total = np.zeros(dump.d.shape, dtype=np.float32)
     for i in range(dump.a_scale.shape[1]):
         k = slice(i * BLOCK, (i + 1) * BLOCK)
-        partial = tensorcore_matmul(dump.a[:, k], dump.b[:, k], unit=unit)
-        total = fold(partial, dump.a_scale[:, i, None], b_scale[None, :, i], total)
+        p = tensorcore_matmul(dump.a[:, k], dump.b[:, k], unit=unit)
+        total = fold(p, dump.a_scale[:, i, None], b_scale[None, :, i], total)
     return total

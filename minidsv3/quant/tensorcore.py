@@ -144,9 +144,9 @@ def tiled_matmul(a: np.ndarray, a_scale: np.ndarray, b: np.ndarray, b_scale: np.
     unit = UNITS["hopper-fp8"]
     _check_operands(a, b, unit)
     blocks = -(-a.shape[1] // BLOCK)
-    for name, scale, rows in (("a_scale", a_scale, len(a)), ("b_scale", b_scale, len(b))):
-        if scale.shape != (rows, blocks) or scale.dtype != np.float32:
-            raise ValueError(f"{name} is {scale.dtype} {scale.shape}, not float32 {(rows, blocks)}")
+    for name, scale, count in (("a_scale", a_scale, len(a)), ("b_scale", b_scale, len(b))):
+        if scale.shape != (count, blocks) or scale.dtype != np.float32:
+            raise ValueError(f"{name} is {scale.dtype} {scale.shape}, not float32 {(count, blocks)}")
     final = np.zeros((len(a), len(b)), dtype=np.float32)
     with np.errstate(all="ignore"):
         for rows, columns in _blocks(*final.shape):
