@@ -1,9 +1,12 @@
-# make demo   see it learn Shakespeare      make test   all checks      make lab   the lessons in JupyterLab
+# make demo   see it learn Shakespeare      make test    all checks      make lab   the lessons in JupyterLab
+# make bench  beside PyTorch, as ratios (installs the extra `parity`, which is large)
 PYTHON ?= python3
 VENV ?= .venv
+# make test EXTRAS=dev,mpi (on a fresh .venv) runs the tests under MPI too
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 
-.PHONY: demo test lab clean
+.PHONY: demo test lab bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m minidsv3 demo
@@ -17,6 +20,11 @@ test: $(VENV)/.installed-dev
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab notebooks/
 
+bench: $(VENV)/.installed-parity
+	for b in step decode fp8 parallel; do $(BIN)/python tests/benchmarks/bench_$$b.py || exit 1; done
+	$(BIN)/python tests/benchmarks/bench_step.py --kernel auto --threads 2
+	$(BIN)/python tests/benchmarks/bench_step.py --growth
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 
@@ -26,7 +34,11 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV)/.installed-parity: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[parity]"
 	touch $@
 
 $(VENV)/.installed-lab: $(VENV)/.installed requirements.txt

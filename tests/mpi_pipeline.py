@@ -18,8 +18,8 @@ from minidsv3.parallel.pipeline import GroupedDispatcher, run
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.schedules import build
 
-# name of the schedule, pipeline ranks, ranks that share the experts, chunks: four ranks each
-LAYOUTS = (("dualpipe", 4, 1, 8), ("1f1b", 2, 2, 3), ("dualpipe", 2, 2, 4))
+# name of the schedule, pipeline ranks, ranks that share the experts, chunks; on four processes or less
+LAYOUTS = (("dualpipe", 4, 1, 8), ("1f1b", 2, 2, 3), ("dualpipe", 2, 2, 4), ("dualpipe", 4, 4, 8))
 
 
 def digests(comm, name, ranks, replicas, chunks):
@@ -36,15 +36,16 @@ def digests(comm, name, ranks, replicas, chunks):
 
 
 def main(folder, engine):
-    def communicator():
+    def communicator(ranks):
         if engine == "sim":
-            return SimCommunicator(4)
+            return SimCommunicator(ranks)
         from minidsv3.parallel.mpi import MPICommunicator
 
-        return MPICommunicator(4, timeout=60.0)
+        return MPICommunicator(ranks, timeout=60.0)
 
-    found = [digests(communicator(), *layout) for layout in LAYOUTS]
-    first = communicator().local_ranks[0]
+    found = [digests(communicator(ranks * replicas), name, ranks, replicas, chunks)
+             for name, ranks, replicas, chunks in LAYOUTS]  # fmt: skip
+    first = communicator(4).local_ranks[0]
     (Path(folder) / f"{first}.json").write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_runs import batch, model_config, new_model
 
-from minidsv3 import ModelConfig
+from minidsv3 import ModelConfig, Transformer
 from minidsv3.accounting.activations import PRECISIONS, Kept, Shape, kept_arrays, total_bytes
 from minidsv3.autograd import Checkpoint, Tensor, backward, observing, trace
 from minidsv3.model.moe import Routing
@@ -15,8 +15,9 @@ from minidsv3.ops.linear import grouped_linear, linear
 from minidsv3.ops.loss import cross_entropy
 from minidsv3.ops.rope import rope
 from minidsv3.ops.routing import gate_scores, gate_weights
-from minidsv3.ops.shape import add, reshape, split_last
+from minidsv3.ops.shape import add, concat_last, reshape, split_last
 from minidsv3.ops.swiglu import swiglu
+from minidsv3.quant.recipe import recipe_for
 
 MODELS = {
     "moe, mtp": {},
@@ -33,9 +34,8 @@ OUTSIDE = ("SequenceBalanceLoss", "Checkpoint")  # run by the model, not by a la
 class Tape:
     """Ops of a forward pass with all that they saved, weights left out."""
 
-    def __init__(self, model):
+    def __init__(self):
         self.ops = []
-        self._weights = [p.data for p in model.parameters()]
 
     def __call__(self, event):
         if event.phase == "forward":
@@ -46,9 +46,8 @@ class Tape:
         for op in self.ops:
             words, name = op._scope.split("."), type(op).__name__.removesuffix("Function")
             layer = int(words[2]) if words[:2] == ["model", "layers"] and name not in OUTSIDE else -1
-            for array in op._saved or ():
-                if not any(array is w for w in self._weights):
-                    yield layer, name, array
+            for array in activations(op, name):
+                yield layer, name, array
 
     def bytes_by_op(self):
         found = Counter()
@@ -65,8 +64,18 @@ class Tape:
         return sum(found.values())
 
 
-def record(model, B, S, run):
-    tape = Tape(model)
+def activations(op, name):
+    """What an op saved but for its weight."""
+    saved = op._saved or ()
+    if name == "Linear":
+        return saved[:-1]
+    if name == "GroupedLinear":
+        return saved[len(op._ranges) :]  # one weight for each expert that has rows
+    return (saved[0], saved[2]) if name == "RMSNorm" and saved else saved
+
+
+def record(B, S, run):
+    tape = Tape()
     with observing(tape):
         run(*batch(B, S))
     return tape
@@ -84,7 +93,7 @@ def formula_by_op(arrays, precision):
 def test_kept_arrays_are_what_every_op_saves(changes, recompute):
     cfg, (B, S) = model_config(**changes), (3, 70)
     model = new_model(cfg)
-    tape = record(model, B, S, lambda x, y: model.loss(x, y, recompute=recompute))
+    tape = record(B, S, lambda x, y: model.loss(x, y, recompute=recompute))
     arrays = kept_arrays(cfg, Shape(B, S, "full" if recompute else "none", "kept"))
     assert formula_by_op(arrays, "fp32") == tape.bytes_by_op()
     assert total_bytes(arrays, "fp32") == tape.bytes_in_memory()
@@ -93,7 +102,7 @@ def test_kept_arrays_are_what_every_op_saves(changes, recompute):
 def test_double_precision_keeps_what_the_formula_says():
     cfg = model_config()
     model = new_model(cfg, dtype=np.float64)
-    tape = record(model, 2, 19, lambda x, y: model.loss(x, y))
+    tape = record(2, 19, model.loss)
     assert total_bytes(kept_arrays(cfg, Shape(2, 19, "none", "kept")), "fp64") == tape.bytes_in_memory()
 
 
@@ -103,7 +112,7 @@ def test_trace_saves_these_bytes_and_the_weights():
     with trace() as records:
         model.loss(*batch(B, S))
     of_weights = 0
-    for r in records:  # linears and norms save their weight beside the activation
+    for r in records:  # linears and norms save their weight beside the activation; every expert has rows here
         if r.name in ("LinearFunction", "GroupedLinearFunction", "RMSNormFunction"):
             of_weights += 4 * int(np.prod(r.shapes[1]))
     arrays = kept_arrays(cfg, Shape(B, S, "none", "kept"))
@@ -176,7 +185,7 @@ def test_recomputation_of_the_report_keeps_what_the_formula_says(name):
     x = np.random.default_rng(1).standard_normal((B, S, cfg.hidden_size), dtype=np.float32)
     rotation, gradients = model.rotation(0, S), []
     for run in (lambda layer, x, rotation: layer(x, rotation), report_layer):
-        tape, start = Tape(model), Tensor(x, requires_grad=True)
+        tape, start = Tape(), Tensor(x, requires_grad=True)
         model_gradients = []
         with observing(tape):
             h = start
@@ -195,6 +204,26 @@ def test_recomputation_of_the_report_keeps_what_the_formula_says(name):
     assert kept == expected
     for plain, again in zip(*gradients):
         np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-5)  # sums of two paths in another order
+
+
+def test_recomputation_of_the_report_in_an_mtp_module():
+    cfg = model_config()
+    model, (B, S) = new_model(cfg), (3, 70)
+    module, rng, tape = model.mtp[0], np.random.default_rng(2), Tape()
+    h, embedded = (
+        Tensor(rng.standard_normal((B, S - 1, cfg.hidden_size), dtype=np.float32), requires_grad=True) for _ in range(2)
+    )
+
+    def join(h, embedded):
+        return module.eh_proj(concat_last(module.enorm(embedded), module.hnorm(h)))
+
+    with observing(tape):
+        x = Checkpoint.apply(h, embedded, run=join)
+        x, _ = report_layer(module.layer, x, model.rotation(0, S - 1))
+        module.shared_head.norm(x)
+    arrays = kept_arrays(cfg, Shape(B, S, "report", "kept"), range(2, 3), ends=False)
+    expected = total_bytes([k for k in arrays if k.op != "SequenceBalanceLoss"], "fp32")
+    assert tape.bytes_in_memory() == expected
 
 
 def some_loss(h):
@@ -223,6 +252,33 @@ def test_every_choice_keeps_less_than_the_one_before():
 )
 def test_fp8_caching_counts_codes_and_scales(role, nbytes):
     assert Kept(0, "", "", 3, 300, role).nbytes("fp8") == nbytes  # 300 numbers are three tiles
+
+
+def test_fp8_caching_is_what_the_recipe_keeps():
+    """The real FP8 recipe on the tape: inputs of linears and of SwiGLU, codes and scales."""
+    cfg, (B, S) = model_config(num_nextn_predict_layers=0, hidden_size=160, v_head_dim=50), (2, 33)
+    model = Transformer(cfg, recipe_for("fp8"))
+    model.init_weights(np.random.default_rng(0))
+    tape = record(B, S, model.loss)
+    kept = {}
+    for op in tape.ops:
+        name = type(op).__name__.removesuffix("Function")
+        if name in ("Linear", "GroupedLinear", "SwiGLU") and "layers.1" in op._scope:
+            kept.setdefault((op._scope.split("layers.1.")[1], name), []).append(activations(op, name))
+    formula = {k.array: k for k in kept_arrays(cfg, Shape(B, S)) if k.layer == 1}
+    for place, op, array in (
+        ("self_attn.q_a_proj", "Linear", "1.attention_in"),
+        ("self_attn.q_b_proj", "Linear", "1.c_q"),
+        ("self_attn.kv_b_proj", "Linear", "1.c_kv"),
+        ("mlp.experts", "GroupedLinear", "1.rows"),
+        ("mlp.experts", "SwiGLU", "1.experts.gate_up"),
+        ("mlp.shared_experts", "SwiGLU", "1.shared.gate_up"),
+    ):
+        assert sum(a.nbytes for a in kept[place, op][0]) == formula[array].nbytes("fp8"), array
+    assert kept["mlp.experts", "GroupedLinear"][1] == ()  # SwiGLU's output is made again
+    (behind_attention,) = kept["self_attn.o_proj", "Linear"][0]  # E5M6: 12 bits, held in 16, its scales in 32
+    codes, scales = behind_attention.codes, behind_attention.scales
+    assert formula["1.attended"].nbytes("fp8") == codes.size * 12 // 8 + scales.size
 
 
 def test_an_array_asked_for_in_two_precisions_is_kept_in_the_wider():

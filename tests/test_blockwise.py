@@ -1,10 +1,21 @@
 """Block scales against loops over the blocks."""
 
+import math
+
 import numpy as np
 import pytest
 
-from minidsv3.quant.blockwise import BLOCK, block_scales, dequantize, quantize_blocks, quantize_tiles, scale_shape
-from minidsv3.quant.formats import E4M3, E4M3_MAX
+from minidsv3.quant.blockwise import (
+    BLOCK,
+    block_scales,
+    dequantize,
+    quantize_blocks,
+    quantize_mx,
+    quantize_tiles,
+    quantized,
+    scale_shape,
+)  # fmt: skip
+from minidsv3.quant.formats import BF16, E4M3, E4M3_MAX, E5M2, E5M6, UE8M0, decode
 
 SIZES = [(1, 1), (3, 5), (127, 129), (128, 128), (130, 257), (300, 70)]
 KINDS = ["fp32", "ue8m0"]
@@ -155,3 +166,144 @@ def test_dequantize_refuses_codes_that_are_no_matrix():
 @pytest.mark.parametrize("shape", SIZES)
 def test_block_scales_are_those_of_quantize_blocks(shape, kind):
     np.testing.assert_array_equal(block_scales(matrix(shape), kind), quantize_blocks(matrix(shape), kind).scales)
+
+
+# --- tiles along the tokens, published formulas, MX -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fp32", "ue8m0", "fp32-reciprocal"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (129, 4), (300, 5)])
+def test_tiles_along_the_tokens_are_tiles_of_the_transpose(shape, kind):
+    x = matrix(shape)
+    down, across = quantize_tiles(x, kind, axis=0), quantize_tiles(x.T.copy(), kind)
+    assert down.scales.shape == (-(-shape[0] // BLOCK), shape[1])
+    np.testing.assert_array_equal(down.scales, across.scales.T)
+    assert (down.codes.view(np.uint8) == across.codes.view(np.uint8).T).all()
+    np.testing.assert_array_equal(dequantize(*down, BLOCK, 1), dequantize(*across, 1, BLOCK).T)
+
+
+def test_both_published_formulas_by_hand():
+    """x / s and x * (1 / s) in float32; the scales are the same, a few codes are not."""
+    x = matrix((64, 1024), seed=5).astype(BF16).astype(np.float32)
+    scales = np.maximum(np.abs(x).reshape(64, 8, 128).max(axis=2), np.float32(1e-4)) / np.float32(448)
+    spread = np.repeat(scales, 128, axis=1)
+    for kind, ratio in (("fp32", x / spread), ("fp32-reciprocal", x * (np.float32(1) / spread))):
+        codes, got = quantize_tiles(x, kind)
+        np.testing.assert_array_equal(got, scales)
+        assert (codes.view(np.uint8) == np.clip(ratio, -448, 448).astype(E4M3).view(np.uint8)).all()
+    differ = quantize_tiles(x).codes.view(np.uint8) != quantize_tiles(x, "fp32-reciprocal").codes.view(np.uint8)
+    assert 0 < differ.sum() < x.size / 500
+
+
+def test_quantized_panels_do_not_matter():
+    x = matrix((2100, 130), seed=6)  # more than one panel, and a ragged last block
+    for rows, columns in ((1, 128), (128, 1), (128, 128), (2100, 130)):
+        whole = quantized(x, rows, columns, "fp32")
+        for i, a in enumerate(range(0, 2100, rows)):
+            if i in (0, len(whole.scales) // 2, len(whole.scales) - 1):
+                part = quantized(x[a : a + rows], rows, columns, "fp32")
+                np.testing.assert_array_equal(part.scales, whole.scales[i : i + 1])
+                assert (part.codes.view(np.uint8) == whole.codes[a : a + rows].view(np.uint8)).all()
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 128), (128, 1), (128, 128)])
+def test_quantized_as_values_are_the_values_of_the_codes(rows, columns):
+    x = matrix((200, 150), seed=7)
+    for kind, fmt in (("fp32", E4M3), ("ue8m0", E4M3), ("fp32", E5M2), ("ue8m0", E5M6)):
+        values, scales = quantized(x, rows, columns, kind, fmt, as_values=True)
+        codes, expected = quantized(x, rows, columns, kind, fmt)
+        np.testing.assert_array_equal(values, decode(codes))
+        np.testing.assert_array_equal(scales, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("as_values", [False, True])
+def test_quantized_makes_a_bad_tile_nan_and_no_other(bad, as_values):
+    x = matrix((3, 300), seed=8)
+    x[1, 140] = bad
+    values, scales = quantized(x, 1, 128, "fp32", as_values=as_values)
+    values = values if as_values else decode(values)
+    with np.errstate(invalid="ignore"):
+        spread = values * np.repeat(scales, 128, axis=1)[:, :300]
+    assert np.isnan(spread[1, 128:256]).all()
+    assert np.isfinite(np.delete(spread, 1, axis=0)).all() and np.isfinite(spread[1, :128]).all()
+
+
+def test_an_outlier_as_large_as_float32_goes_costs_its_tile_only():
+    x = matrix((2, 256), seed=9)
+    x[0, 3] = np.finfo(np.float32).max
+    values = dequantize(*quantize_tiles(x), 1, BLOCK)
+    assert np.isfinite(values).all() and abs(values[0, 3] / x[0, 3] - 1) < 2.0**-4
+    assert not values[0, :3].any()  # all else in its tile is lost; the next tile is not
+    np.testing.assert_array_equal(values[:, 128:], dequantize(*quantize_tiles(x[:, 128:].copy()), 1, BLOCK))
+
+
+def test_largest_float_with_power_of_two_scales_rounds_to_2_to_the_128():
+    """Its code is 256 and its scale 2^120: right to the nearest, and one step beyond what float32 holds."""
+    codes, scales = quantize_tiles(np.full((1, 1), np.finfo(np.float32).max, dtype=np.float32), "ue8m0")
+    assert codes.astype(np.float32).tolist() == [[256]] and scales.tolist() == [[2.0**120]]
+    with np.errstate(over="ignore"):
+        assert dequantize(codes, scales, 1, BLOCK).tolist() == [[np.inf]]
+
+
+def test_cutting_anew_with_powers_of_two_costs_nothing():
+    """1x128 -> 128x1 with UE8M0 scales on both sides: the numbers come through unless they leave E4M3's range."""
+    x = np.random.default_rng(10).standard_normal((128, 128)).astype(np.float32)
+    once = dequantize(*quantize_tiles(x, "ue8m0"), 1, BLOCK)
+    twice = dequantize(*quantize_tiles(once, "ue8m0", axis=0), BLOCK, 1)
+    scales = quantize_tiles(once, "ue8m0", axis=0).scales
+    normal = np.abs(once) >= scales * 2.0**-6
+    assert normal.mean() > 0.95
+    np.testing.assert_array_equal(twice[normal], once[normal])
+    plain = dequantize(*quantize_tiles(dequantize(*quantize_tiles(x), 1, BLOCK), axis=0), BLOCK, 1)
+    assert (plain != dequantize(*quantize_tiles(x), 1, BLOCK)).mean() > 0.5  # with FP32 scales it does cost
+
+
+ELEMENTS = {"e4m3": (8, 448.0), "e5m2": (15, 57344.0), "e3m2": (4, 28.0), "e2m3": (2, 7.5), "e2m1": (2, 6.0)}
+
+
+@pytest.mark.parametrize("mode", ["floor", "rceil"])
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_mx_blocks_by_the_definition(name, mode):
+    emax, largest = ELEMENTS[name]
+    x = matrix((3, 70), seed=11)
+    codes, scales = quantize_mx(x, name, mode)
+    assert scales.dtype == UE8M0 and scales.shape == (3, 3)
+    for (i, j), block in blocks(x.shape, 1, 32):
+        amax = float(np.abs(x[block]).max())
+        if mode == "floor":
+            power = math.floor(math.log2(amax)) - emax
+        else:
+            power = math.ceil(math.log2(float(np.float32(amax) * np.float32(1 / largest))))
+        assert float(scales[i, j].astype(np.float32)) == 2.0**power
+        want = np.clip(x[block] / 2.0**power, -largest, largest).astype(codes.dtype)
+        assert (codes[block].view(np.uint8) == want.view(np.uint8)).all()
+
+
+@pytest.mark.parametrize("mode", ["floor", "rceil"])
+def test_mx_marks_a_bad_block_and_keeps_zeros(mode):
+    x = np.ones((2, 96), dtype=np.float32)
+    x[0, 40], x[1, 70], x[1, :32] = np.nan, np.inf, 0
+    codes, scales = quantize_mx(x, "e2m1", mode)
+    assert np.isnan(scales.astype(np.float32)).tolist() == [[False, True, False], [False, False, True]]
+    assert scales.view(np.uint8)[1, 0] == 0  # 2^-127
+    values = dequantize(codes, scales, 1, 32)
+    assert np.isnan(values[0, 32:64]).all() and not values[1, :32].any() and (values[1, 32:64] == 1).all()
+
+
+@pytest.mark.parametrize("arguments, message", [(("bf16",), "no element of MX"), (("e4m3", "ceil"), "mode='ceil'")])
+def test_mx_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_mx(np.ones((1, 32), dtype=np.float32), *arguments)
+
+
+def test_tiles_refuse_another_axis():
+    with pytest.raises(ValueError, match="axis=2"):
+        quantize_tiles(np.ones((1, 2), dtype=np.float32), axis=2)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_empty_matrices_have_empty_codes(shape):
+    for axis in (0, 1):
+        codes, scales = quantize_tiles(np.zeros(shape, dtype=np.float32), axis=axis)
+        assert codes.shape == shape and dequantize(codes, scales, *((1, BLOCK) if axis else (BLOCK, 1))).shape == shape

@@ -11,8 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidsv3.quant.formats import (
-    BF16, E4M3, E5M2, FORMATS, UE8M0, ceil_power_of_two, decode, encode, explain, format_of, from_bf16, round_to,
-    to_bf16, to_e4m3,
+    BF16,
+    E4M3,
+    E5M2,
+    FORMATS,
+    UE8M0,
+    ceil_power_of_two,
+    decode,
+    encode,
+    explain,
+    format_of,
+    from_bf16,
+    round_to,
+    to_bf16,
+    to_e4m3,
 )  # fmt: skip
 
 

@@ -38,9 +38,9 @@ def test_flops_against_new_tokens_names_the_crossing(ax):
 
 
 def test_seconds_against_context_show_the_rest(ax):
-    figures.seconds_against_context(ax, [1, 64, 512], [100e-6, 120e-6, 220e-6], [10e-6, 28e-6, 125e-6])
-    np.testing.assert_allclose(lines_of(ax)["all the rest"], [90, 92, 95])
-    assert "90 to 95 us" in description(ax)
+    figures.seconds_against_context(ax, "odd", [1, 64, 512], [100e-6, 120e-6, 220e-6], [10e-6, 28e-6, 125e-6])
+    np.testing.assert_allclose(lines_of(ax)["the rest"], [90, 92, 95])
+    assert "odd: attention goes from 10 to 125 us, the rest from 90 to 95 us" in description(ax)
 
 
 def test_bits_against_position_are_means_of_groups(ax):

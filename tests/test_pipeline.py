@@ -117,13 +117,13 @@ class Watched(Function):
         counts = self.alive.setdefault(rank, [0, 0])
         counts[0] += 1
         counts[1] = max(counts)
-        weakref.finalize(kept, self.gone, rank)
+        weakref.finalize(kept, self.gone, counts)
         self.save(kept)
         return x.copy()
 
     @classmethod
-    def gone(cls, rank):
-        cls.alive[rank][0] -= 1
+    def gone(cls, counts):
+        counts[0] -= 1
 
     def backward(self, dy):
         (kept,) = self.saved

@@ -52,19 +52,18 @@ def test_params_of_v3_in_a_fresh_process_are_quick_and_small():
     code = """
         import sys, time
         from pathlib import Path
-        start = time.perf_counter()
         from minidsv3.commands import main
         main(["report", "params", "--preset", "deepseek-v3", "--json"])
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-        print(time.perf_counter() - start, peak, file=sys.stderr)
+        print(time.process_time(), peak, file=sys.stderr)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert json.loads(done.stdout)["checkpoint_bytes"] == 688_574_839_360
     seconds, kibibytes = map(float, done.stderr.split())
     assert kibibytes * 1024 < 200e6
-    assert seconds < 3 * 2  # the goal is 2 s, measured 0.6; three times it for a machine that does other things too
+    assert seconds < 2  # of the processor, imports included: other processes do not count; 0.6 s measured
 
 
 def test_flops_of_the_printed_step_time(capsys):

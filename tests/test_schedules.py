@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minidsv3.parallel.schedules import SCHEDULES, Schedule, as_schedule, build, parts, peak_live, validate
+from minidsv3.parallel.schedules import SCHEDULES, Schedule, as_schedule, build, needs, parts, peak_live, validate
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "dualpipe.json").read_text(encoding="utf-8"))["cases"]
 EVERY_KIND = ("F", "B", "Bi", "W", "FB")
@@ -192,3 +192,10 @@ def test_sixteen_ranks_and_120_chunks_take_less_than_a_second():
     begin = time.process_time()
     validate(build("dualpipe", 16, 120))
     assert time.process_time() - begin < 0.5  # takes 0.05 s
+
+
+def test_needs_say_who_does_not_take_a_message():
+    rows = build("1f1b", 2, 2)
+    rows[1] = [op for op in rows[1] if op != ("F", 0, 1)]
+    with pytest.raises(ValueError, match="nobody on rank 1 takes"):
+        needs(rows, blocking_sends=True)

@@ -7,7 +7,9 @@ from minidsv3.autograd import backward
 from minidsv3.config import ModelConfig
 from minidsv3.model.stages import cut, layers_of_stage
 from minidsv3.model.transformer import Transformer
-from minidsv3.parallel.pipeline import run
+from minidsv3.parallel.comm import Ledgered, SimCommunicator
+from minidsv3.parallel.pipeline import GroupedDispatcher, run
+from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.schedules import build
 
 B, S = 2, 9
@@ -65,3 +67,24 @@ def test_stages_share_the_weights_of_the_model_and_list_each_once():
 def test_stages_without_a_layer_are_refused(stages):
     with pytest.raises(ValueError, match="num_hidden_layers=4"):
         cut(nano(), stages)
+
+
+@pytest.mark.parametrize("name, chunks", [("1f1b", 3), ("dualpipe", 8)])
+def test_pipeline_of_four_with_experts_on_four_ranks_each_trains_as_the_whole_model(name, chunks):
+    """PP 4 x EP 4: sixteen ranks, each with its stage, its quarter of the experts and its own micro-batches."""
+    ranks = Ranks(Ledgered(SimCommunicator(16, gpus_per_node=4)))
+    plain, spread = nano(), Transformer(ModelConfig.preset("nano"), dispatcher=GroupedDispatcher(ranks, 16, 4))
+    spread.init_weights(np.random.default_rng(0), np.float64)
+    losses, batches = [], data(4 * chunks)
+    for tokens, targets in batches:
+        loss = plain.loss(tokens, targets).total
+        losses.append(float(loss))
+        backward(loss)
+    result = run(build(name, 4, chunks), cut(spread, 4), [(x, y, x) for x, y in batches], ranks, replicas=4)
+    assert result.losses == pytest.approx(losses, rel=1e-12)
+    assert max(result.peak_live) == {"1f1b": 3, "dualpipe": 5}[name]  # 1F1B: no more chunks than there are
+    for (weight, got), (_, want) in zip(spread.named_parameters(), plain.named_parameters()):
+        assert np.linalg.norm(got.grad - want.grad) <= 1e-12 * np.linalg.norm(want.grad), weight
+    assert ranks.comm.ledger.total_bytes("dispatch") > 0
+    assert ranks.comm.ledger.total_bytes("dispatch", "InfiniBand") == 0  # a group is a node
+    assert ranks.comm.ledger.total_bytes("pipeline activations", "NVLink") == 0

@@ -1,6 +1,7 @@
 """``train``, ``eval`` and ``generate`` from the command line: results, exit statuses, one-line errors."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 from small_runs import command_line, digests, environment, lines, python, write_text
 
 from minidsv3.commands import main, train
+from minidsv3.data import ByteTokenizer, load_corpus, split_documents, validation_windows
 from minidsv3.generation.load import load_run
 from minidsv3.generation.sampler import sample
+from minidsv3.train.evaluate import bits_per_byte
 from minidsv3.train.runs import read_run
 
 
@@ -219,6 +222,22 @@ def test_eval_of_another_text(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["bytes"] == 120
 
 
+def test_eval_of_some_windows_is_the_mean_over_them(run, capsys):
+    assert main(["eval", str(run), "--windows", "3", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    _, validation = split_documents(load_corpus(load_run(run).train.data).documents)
+    tokens_in, targets, _ = validation_windows(validation, ByteTokenizer(), 16)
+    chosen = np.linspace(0, len(targets) - 1, 3, dtype=np.int64)
+    count = int((targets[chosen] != -100).sum())
+    expected = bits_per_byte(load_run(run).model, tokens_in[chosen], targets[chosen], count)
+    assert said["bytes"] == count < 500 and said["val_bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("flag", ["--windows", "--seq-len"])
+def test_eval_refuses_to_evaluate_nothing(run, capsys, flag):
+    assert f"{flag} 0 is not positive" in error_of(capsys, ["eval", run, flag, "0"])
+
+
 def test_eval_of_several_runs_draws_their_bits_against_position(run, tmp_path, capsys):
     figure = tmp_path / "positions.png"
     assert main(["eval", str(run), str(run), "--seq-len", "40", "--json", "--figure", str(figure)]) == 0
@@ -286,3 +305,53 @@ def test_eval_and_generate_name_what_a_folder_lacks(run, tmp_path, capsys, comma
 )
 def test_generate_names_the_wrong_argument(run, capsys, arguments, message):
     assert message in error_of(capsys, ["generate", run, *arguments])
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fp8_run(text, tmp_path_factory):
+    """Six steps in FP8 without an interruption."""
+    out = tmp_path_factory.mktemp("fp8") / "run"
+    assert main([*command_line(text, out, steps=6, checkpoint_every=3), "--precision", "fp8"]) == 0
+    return out
+
+
+def test_train_in_fp8_notes_its_recipe(fp8_run):
+    train_config = json.loads((fp8_run / "train.json").read_text(encoding="utf-8"))["train"]
+    assert (train_config["precision"], train_config["accumulate"]) == ("fp8", "fast")
+    assert train_config["moments_dtype"] == "bfloat16"  # the recipe's, since the command named none
+
+
+def test_train_in_fp8_resumes_to_the_same_bits(fp8_run, text, tmp_path):
+    """As after a kill behind the checkpoint of step 3: only that checkpoint and the lines are left."""
+    out = tmp_path / "run"
+    shutil.copytree(fp8_run, out)
+    shutil.rmtree(out / "checkpoints" / "step_00000006")
+    shutil.rmtree(out / "final")
+    assert main([*command_line(text, out, steps=6, checkpoint_every=3), "--precision", "fp8", "--resume"]) == 0
+    for part in ("final", "checkpoints/step_00000006"):
+        assert digests(out / part) == digests(fp8_run / part) != {}
+
+
+def test_resume_in_another_precision_is_refused(fp8_run, text, capsys):
+    for changed in (["--precision", "bf16"], ["--precision", "fp8", "--accumulate", "exact"], []):
+        arguments = [*command_line(text, fp8_run, steps=6, checkpoint_every=3), *changed, "--resume"]
+        assert "was trained with" in error_of(capsys, arguments)
+
+
+def test_eval_computes_in_the_precision_of_the_run(fp8_run, capsys):
+    assert main(["eval", str(fp8_run), "--json"]) == 0
+    bits = json.loads(capsys.readouterr().out)["val_bits_per_byte"]
+    stored = [line["val_bits_per_byte"] for line in lines(fp8_run / "metrics.jsonl") if "val_bits_per_byte" in line]
+    assert bits == stored[-1]
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--precision", "fp9"], "precision='fp9' is not one of"),
+    (["--precision", "bf16", "--accumulate", "exact"], "does not use"),
+    (["--precision", "fp8", "--plain"], "--plain has the textbook ops"),
+])  # fmt: skip
+def test_train_refuses_a_precision(text, tmp_path, capsys, flags, message):
+    assert message in error_of(capsys, [*command_line(text, tmp_path / "run"), *flags])

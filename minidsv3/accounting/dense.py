@@ -96,6 +96,13 @@ def load_config(preset: str | None, path: str | Path | None) -> AnyConfig:
         raise ValueError(f"{file}: {error}") from None
 
 
+def check_context(cfg: AnyConfig, context: int) -> None:
+    """ValueError unless the model has positions for `context` tokens."""
+    if not 1 <= context <= cfg.max_position_embeddings:
+        limit = f"max_position_embeddings={cfg.max_position_embeddings}"
+        raise ValueError(f"a context of {context} tokens is not between 1 and {limit}")
+
+
 def dense_training_flops_per_token(cfg: DenseConfig, context: int) -> float:
     """By the convention of the MoE rows (`flops`): matrices and head, causal attention over S/2 keys."""
     gemms = cfg.num_hidden_layers * cfg.matrices_of_layer + cfg.vocab_size * cfg.hidden_size

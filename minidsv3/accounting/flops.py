@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..generation.costs import attention_cost
-from .params import count_parameters, shapes
+from .dense import check_context
+from .params import shapes
 
 COUNTED = ("projections", "attention", "dense_ffn", "shared_experts", "routed_experts", "lm_head")
 ATTENTION = ("full", "causal", "exact")
@@ -75,13 +76,6 @@ def _matrices(cfg: ModelConfig) -> Matrices:
     return found
 
 
-def check_context(cfg: ModelConfig, context: int) -> None:
-    """ValueError unless `context` tokens are possible with this config."""
-    if not 1 <= context <= cfg.max_position_embeddings:
-        limit = f"max_position_embeddings={cfg.max_position_embeddings}"
-        raise ValueError(f"a context of {context} tokens is not between 1 and {limit}")
-
-
 def forward_flops_per_token(cfg: ModelConfig, context: int, attention: str = "causal") -> float:
     """FLOPs of one token's forward pass in a sequence of `context` tokens, in the published convention."""
     parts = forward_flops(cfg, context, attention)
@@ -91,12 +85,6 @@ def forward_flops_per_token(cfg: ModelConfig, context: int, attention: str = "ca
 def training_flops_per_token(cfg: ModelConfig, context: int, attention: str = "causal") -> float:
     """Forward and backward: three times `forward_flops_per_token`."""
     return 3 * forward_flops_per_token(cfg, context, attention)
-
-
-def rounded_training_flops_per_token(cfg: ModelConfig, context: int) -> float:
-    """The same from parameter counts alone, ``6 N + attention``: norms and gates counted as if they were gemms."""
-    parts = forward_flops(cfg, context, "causal")
-    return 6 * count_parameters(cfg).active_with_head + 3 * parts["attention"] / context
 
 
 def decode_flops(cfg: ModelConfig, context: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import ModelConfig
-from .dense import MODELS, AnyConfig, DenseConfig, load_config
+from .dense import MODELS, AnyConfig, DenseConfig, check_context, load_config
 from .memory import Layout, share_of
 from .params import shapes
 
@@ -73,16 +73,9 @@ def cache_bytes_per_token(
     return BYTES[precision] * cache_numbers_per_token(cfg, kind, groups)
 
 
-def check_context_of(cfg: AnyConfig, context: int) -> None:
-    """ValueError unless the model has positions for `context` tokens."""
-    if not 1 <= context <= cfg.max_position_embeddings:
-        limit = f"max_position_embeddings={cfg.max_position_embeddings}"
-        raise ValueError(f"a context of {context} tokens is not between 1 and {limit}")
-
-
 def cache_report(cfg: AnyConfig, context: int, batch: int = 1, precision: str = "bf16") -> dict[str, Any]:
-    """``bytes_per_token``, ``bytes_total`` of `batch` sequences of `context` tokens; a token's ``by_model``."""
-    check_context_of(cfg, context)
+    """``bytes_per_token``, ``bytes_total`` of `batch` sequences, and the bytes of one token ``by_model``."""
+    check_context(cfg, context)
     if batch < 1:
         raise ValueError(f"batch={batch} is not positive")
     per_token = cache_bytes_per_token(cfg, precision)
@@ -145,7 +138,7 @@ def gpus_needed(
     ValueError
         An impossible size, or a model that no number of these GPUs can hold: what is repeated on each is too large.
     """
-    check_context_of(cfg, context)
+    check_context(cfg, context)
     for name, kind in (("precision", precision), ("cache", cache)):
         if kind not in BYTES:
             raise ValueError(f"{name}={kind!r} is not one of {', '.join(map(repr, BYTES))}")

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..config import ModelConfig
-from .dense import MODELS, AnyConfig, DenseConfig, load_config
-from .inference import cache_bytes_per_token, check_context_of
+from .dense import MODELS, AnyConfig, DenseConfig, check_context, load_config
+from .inference import cache_bytes_per_token
 from .params import count_parameters
 
 BITS = {"bf16": 16.0, "fp8": 8.0, "4-bit": 4.25}  # the last: four bits, and a 16-bit scale for 64 numbers
@@ -106,7 +106,7 @@ def local_report(
             raise ValueError(f"{name}={value} is not positive")
     rows = []
     for model, cfg in (models or {name: load_config(name, None) for name in MODELS}).items():
-        check_context_of(cfg, context)
+        check_context(cfg, context)
         kind = "MoE, MLA" if isinstance(cfg, ModelConfig) else "dense, GQA"
         for precision in BITS:
             rows.append({"model": model, "kind": kind, **local_row(cfg, precision, machine, context, acceptance)})

@@ -20,6 +20,7 @@ Simplified: no fragmentation, no CUDA context, no gradient buckets; the EMA of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ from ..parallel.schedules import SCHEDULES, Schedule, build, parts
 from ..pretrained.writer import QUANTIZED
 from ..quant.blockwise import scale_shape
 from .activations import Kept, Shape, kept_arrays, total_bytes
-from .flops import check_context
+from .dense import check_context
 from .params import Weight, shapes
 
 STATES = ("weights", "master", "gradients", "moments", "activations", "buffers")
@@ -94,8 +95,6 @@ class Layout:
             raise ValueError(f"zero={self.zero!r} is not 0, 1, 2 or 3")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if self.tp * self.dp % self.ep:
-            raise ValueError(f"ep={self.ep} does not divide tp * dp = {self.tp * self.dp}: EP groups lie inside them")
         parse_precision(self.precision)
 
     @property
@@ -124,6 +123,8 @@ class Layout:
             raise ValueError(f"{self.stages} stages for num_hidden_layers={cfg.num_hidden_layers}: one has no layer")
         if cfg.num_moe_layers and cfg.n_routed_experts % self.ep:
             raise ValueError(f"ep={self.ep} does not divide n_routed_experts={cfg.n_routed_experts}")
+        if self.tp * self.dp % self.ep:
+            raise ValueError(f"ep={self.ep} does not divide tp * dp = {self.tp * self.dp}: EP groups lie inside them")
         shared = cfg.n_shared_experts * cfg.moe_intermediate_size
         split = {"num_attention_heads": cfg.num_attention_heads, "intermediate_size": cfg.intermediate_size,
                  "n_shared_experts * moe_intermediate_size": shared, "vocab_size": cfg.vocab_size,
@@ -132,7 +133,7 @@ class Layout:
             if size % self.tp:
                 raise ValueError(f"tp={self.tp} does not divide {name}={size}")
         check_context(cfg, self.seq_len)
-        assert len(self.plan) == self.pp
+        assert len(self.plan) == self.pp  # the schedule refuses sizes that it does not allow
 
 
 class Share(NamedTuple):
@@ -162,9 +163,7 @@ def share_of(w: Weight, layout: Layout) -> Share:
         shape[0] //= layout.ep
     elif (axis := _TP_AXIS.get(w.name)) is not None:
         shape[axis] //= layout.tp
-    elements = 1
-    for size in shape:
-        elements *= size
+    elements = math.prod(shape)
     if w.stored_name.split(".")[0] not in QUANTIZED:
         return Share(routed, elements, 2 * elements)
     matrices = (shape[0] if routed else 1) * (2 if w.name == "gate_up" else 1)  # gate and up are scaled apart

@@ -7,6 +7,7 @@ stands here: they are in ``data/published``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -380,6 +381,23 @@ def _direction(m: Models, i: Values) -> dict[str, Ours]:
         **{f"1B: MaxVio loss-{name}": Ours(value, "train.balance.max_vio") for name, value in vio.items()},
         "3B: tokens": by(service.step_tokens, i["steps_3b"] * i["batch_3b"], i["seq_len"], scale=1e9),
         "1B: tokens": by(service.step_tokens, i["steps_1b"] * i["batch_1b"], i["seq_len"], scale=1e9),
+    }
+
+
+@table("calculators")
+def _calculators(m: Models, i: Values) -> dict[str, Ours]:
+    from . import memory
+
+    main = dataclasses.replace(v3(m), num_nextn_predict_layers=0)
+    stages = memory.memory_report(main, memory.Layout(**i["layout"]))["per_stage"]
+    held = [sum(stage[state] for state in memory.STATES[:4]) / 2**30 for stage in stages]
+    name = "accounting.memory.memory_report"
+    per_token = by(flops.training_flops_per_token, main, i["seq_len"], scale=1e9)
+    return {
+        "transformers: parameters": Ours(params.count_parameters(main).total, "accounting.params.count_parameters"),
+        "Megatron-LM: training FLOPs per token at 4096, causal, no MTP": per_token,
+        "SimuMax: weights, gradients and optimizer, first stage": Ours(held[0], name),
+        "SimuMax: weights, gradients and optimizer, a middle stage": Ours(held[i["middle_stage"]], name),
     }
 
 

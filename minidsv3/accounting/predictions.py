@@ -77,7 +77,7 @@ def _training(m: Models, i: Values) -> dict[str, Ours]:
     pair = Clock(setup).duration("FB", 1, 2) / len(Clock(setup).stages[1].layers) * i["profile_layers"]
     return rows | {
         "step": Ours(result.seconds, STEP),
-        "forward-backward pair of 4 layers": Ours(1e3 * pair, "hardware.clock.Clock.duration"),
+        "forward-backward pair of 4 layers": Ours(1e3 * pair, "hardware.chunks.Clock.duration"),
     }
 
 

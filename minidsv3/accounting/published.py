@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..config import data_file
 
-FILES = ("insights", "report", "checkpoints", "v2", "balancing", "deepep", "clock")
+FILES = ("insights", "report", "checkpoints", "v2", "balancing", "deepep", "clock", "calculators")
 
 
 class Table(NamedTuple):

@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "the bill of a model: parameters, FLOPs, memory, cache, GPUs, one machine",
     "paper": "every published number that can be computed, beside ours",
     "simulate": "time, schedules and network of the real system, without it",
+    "fp8": "a number's bits, a kernel's bits, precision recipes and their experiments",
     "data": "list and build the text corpora",
 }
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..train.runs import Run, max_vio, read_run, smoothed
+from .tables import text_table
 
 TAIL = 100  # steps at the end over which MaxVio is taken
 MEASURES = {  # key -> heading of the table
@@ -238,14 +239,14 @@ def _report(c: Comparison) -> str:
     parts = ["The configs are equal." if len(c.runs) > 1 else "One run, nothing to compare it with."]
     if c.differences:
         rows = [[name, *map(str, values)] for name, values in c.differences.items()]
-        parts = ["Settings that differ\n" + _table(["setting", *c.names], rows)]
+        parts = ["Settings that differ\n" + text_table(["setting", *c.names], rows)]
     rows = [
         [name, letter, *(_cell(one[key]) for key in MEASURES)]
         for name, letter, one in zip(c.names, c.letters, c.measures)
     ]
-    parts.append(_table(["run", "group", *MEASURES.values()], rows))
+    parts.append(text_table(["run", "group", *MEASURES.values()], rows))
     rows = [_group_row(group, key, words) for group in c.groups for key, words in JUDGED.items()]
-    parts.append(_table(["group", "seeds", "measure", "mean", "max - min", "standard deviation"], rows))
+    parts.append(text_table(["group", "seeds", "measure", "mean", "max - min", "standard deviation"], rows))
     legend = [f"{group.name}: {group.settings}" for group in c.groups if group.settings]
     return "\n\n".join(part for part in (*parts, "\n".join(legend), "\n".join(c.verdicts)) if part)
 
@@ -253,14 +254,6 @@ def _report(c: Comparison) -> str:
 def _group_row(group: Group, key: str, words: str) -> list[str]:
     spread = [_cell(group.spread(key)), _cell(group.deviation(key))] if len(group.seeds) > 1 else ["unknown"] * 2
     return [group.name, str(len(group.seeds)), words, _cell(group.mean(key)), *spread]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns of equal width, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows)]
-    lines = [[cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths))]
-             for row in (header, ["-" * w for w in widths], *rows)]  # fmt: skip
-    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _cell(value: float) -> str:

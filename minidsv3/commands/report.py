@@ -172,6 +172,9 @@ def _layout(args: argparse.Namespace, cfg: ModelConfig) -> memory.Layout:
     names = {field.name for field in fields(memory.Layout)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     default = {k: v for k, v in published_tables()["report-3.2"].inputs.items() if k in names}
+    ep, tp = given.get("ep", default["ep"]), given.get("tp", 1)
+    if tp * default["dp"] % ep:
+        default["dp"] = max(1, ep // tp)
     if args.config or (args.preset or DEFAULT) != DEFAULT:
         default = {
             "dp": max(1, given.get("ep", 1) // max(1, given.get("tp", 1))),

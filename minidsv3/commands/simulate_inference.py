@@ -11,7 +11,7 @@ from ..hardware.clock import Setup
 from ..hardware.kernels import shape_of
 from ..hardware.messages import LIMITED_TO_FOUR, Traffic
 from ..hardware.serving import Limit, decode, expert_parallel_limit, prefill
-from .simulate_step import add_machine_arguments, gate_traffic, machine
+from .simulated_machine import add_machine_arguments, gate_traffic, machine
 from .tables import text_table
 
 SIMPLIFIED = (

@@ -13,21 +13,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..accounting import flops
-from ..accounting.dense import load_config
 from ..accounting.predictions import median_unfitted_error, residuals
 from ..accounting.published import published_tables
 from ..config import ModelConfig
 from ..hardware.clock import Clock, Setup, Step, constants, step
 from ..hardware.kernels import shape_of
-from ..hardware.messages import LIMITED_TO_FOUR, Links, Traffic, ledger_seconds, traffic_of
-from ..hardware.specs import CLUSTERS, Cluster, read_cluster
-from ..ops.routing import select_experts
+from ..hardware.messages import LIMITED_TO_FOUR, Links, Traffic, ledger_seconds, straggler_seconds
+from ..hardware.specs import FABRICS
 from ..parallel.comm import read_ledger_csv
 from ..parallel.schedules import SCHEDULES, build
 from ..parallel.timeline import timeline
+from .simulated_machine import NETWORKS, add_machine_arguments, gate_traffic, machine, traced_traffic
 from .tables import text_table
 
 PARTS = ("1F", "bubble", "1B", "1W", "1F1B", "optimizer")
@@ -38,7 +35,9 @@ SIMPLIFIED = (
     "messages between stages delay the next chunk and take no bandwidth from dispatch and combine",
     "kernel efficiencies are those of one published profile (H800), for every model and machine",
 )
-TOKENS_OF_MONTE_CARLO = 20_000
+SIZES = ("preset", "config", "gpus", "pp", "ep", "micro_batches", "seq_len")
+WHAT_IF = ("hardware", "schedule", "precision", "node_limit", "no_overlap", "gemm_speed", "routing", "infiniband_speed",
+           "network_speed", "network", "fabric", "lost_planes", "hashed_flows")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,46 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figure", metavar="FILE", help="where the seconds go (.png, .svg, .pdf)")
     parser.add_argument("--what-if", metavar="FILE", help="figure of the step under a dozen changes, one at a time")
     parser.add_argument("--json", action="store_true")
-
-
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that `inference` has too."""
-    parser.add_argument("--preset", default="deepseek-v3")
-    parser.add_argument("--config", metavar="FILE", help="a config.json instead of a preset")
-    parser.add_argument(
-        "--hardware",
-        default="h800",
-        metavar="FILE",
-        help=f"a JSON file (schema: minidsv3/hardware/specs.py, a unit on every field) or {', '.join(CLUSTERS)}",
-    )
-    parser.add_argument("--infiniband-speed", type=float, default=1.0, metavar="X", help="InfiniBand X times as fast")
-    parser.add_argument("--network-speed", type=float, default=1.0, metavar="X", help="all links; inf is allowed")
-    parser.add_argument("--lost-planes", type=int, default=0, metavar="N", help="of 8, relayed over NVLink")
-    parser.add_argument("--hashed-flows", type=int, metavar="N", help="ECMP: N flows hashed on 32 uplinks")
-
-
-def machine(args: argparse.Namespace) -> tuple[ModelConfig, Cluster, Links]:
-    """Model, cluster and achieved link rates that the flags ask for."""
-    config = load_config(args.preset, args.config)
-    if not isinstance(config, ModelConfig):
-        raise ValueError(f"{args.config or args.preset} is a dense model: the clock knows models with experts")
-    cluster = CLUSTERS[args.hardware] if args.hardware in CLUSTERS else read_cluster(args.hardware)
-    for name in ("infiniband_speed", "network_speed"):
-        if not getattr(args, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be positive")
-    if not 0 <= args.lost_planes < 8:
-        raise ValueError(f"--lost-planes {args.lost_planes} must leave one of 8")
-    slower = 8 / (8 - args.lost_planes)
-    if args.hashed_flows:
-        from ..hardware.routing import ecmp_slowdown
-
-        slower *= ecmp_slowdown(args.hashed_flows, 32)
-    peak = CLUSTERS["h800"]
-    links = dataclasses.replace(Links(), gpus_per_node=int(cluster.gpus_per_node)).faster(
-        cluster.nic.bytes_per_second / peak.nic.bytes_per_second * args.infiniband_speed * args.network_speed / slower,
-        cluster.gpu.nvlink_bytes_per_second / peak.gpu.nvlink_bytes_per_second * args.network_speed,
-    )
-    return config, cluster, links
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,14 +100,14 @@ def make_setup(args: argparse.Namespace) -> tuple[ModelConfig, Setup]:
     faster = dataclasses.replace(
         eff, fp8_gemm=eff.fp8_gemm * args.gemm_speed, bf16_gemm=eff.bf16_gemm * args.gemm_speed
     )
-    latency = 0.0 if math.isinf(args.network_speed) else setup.hop_latency_seconds
+    latency = FABRICS[args.fabric].latency(NETWORKS[args.network]().switches_on_longest_path) / args.network_speed
     return config, dataclasses.replace(setup, efficiencies=faster, hop_latency_seconds=latency)
 
 
 def _traffic(args: argparse.Namespace, config: ModelConfig, links: Links) -> Traffic:
     """Where tokens go: from a trace, or from the model's gate on random scores (V3's own numbers need no draw)."""
     if args.routing:
-        return _traced(args.routing, config, args.ep, links.gpus_per_node)
+        return traced_traffic(args.routing, args.ep, links.gpus_per_node)
     limit = config.topk_group if args.node_limit is None else args.node_limit
     if not 1 <= limit <= config.n_group:
         raise ValueError(f"--node-limit {limit} must lie between 1 and n_group={config.n_group}")
@@ -156,33 +115,6 @@ def _traffic(args: argparse.Namespace, config: ModelConfig, links: Links) -> Tra
     if v3 and (limit, args.ep, links.gpus_per_node) == (4, 64, 8):
         return LIMITED_TO_FOUR
     return gate_traffic(config, limit, args.ep, links.gpus_per_node)
-
-
-def gate_traffic(config: ModelConfig, limit: int, ranks: int, gpus_per_node: int) -> Traffic:
-    """Traffic of the model's gate on random scores, by Monte Carlo (seed 0); rows are taken as even."""
-    E, rng = config.n_routed_experts, np.random.default_rng(0)
-    scores = rng.random((TOKENS_OF_MONTE_CARLO, E), dtype=np.float32)
-    topk_idx = select_experts(
-        scores,
-        np.zeros(E, dtype=np.float32),
-        top_k=config.num_experts_per_tok,
-        n_group=config.n_group,
-        topk_group=limit,
-        method=config.topk_method,
-    )
-    return traffic_of(topk_idx, E, ranks, gpus_per_node)._replace(busiest=1.0)
-
-
-def _traced(path: str, config: ModelConfig, ranks: int, gpus_per_node: int) -> Traffic:
-    """Traffic of a trace: ``topk_idx`` int [steps, layers, T, K]; busiest rank of each layer, mean over layers."""
-    from safetensors.numpy import load_file
-
-    content = load_file(path)
-    if "topk_idx" not in content or content["topk_idx"].ndim != 4:
-        raise ValueError(f"{path} has no topk_idx [steps, layers, T, K]: it is no routing trace")
-    layers = content["topk_idx"].transpose(1, 0, 2, 3)
-    each = [traffic_of(layer, config.n_routed_experts, ranks, gpus_per_node) for layer in layers]
-    return Traffic(*np.mean(each, axis=0).tolist())
 
 
 def _report(args: argparse.Namespace, config: ModelConfig, setup: Setup, result: Step) -> dict[str, Any]:
@@ -209,19 +141,22 @@ def _report(args: argparse.Namespace, config: ModelConfig, setup: Setup, result:
         "chunk_seconds": _chunks(setup, args.schedule),
         "peak_live_chunks": max(result.timeline.peak_live),
     }
-    changed = _changed_flags(args)
-    if changed:
-        base = argparse.Namespace(**{**vars(args), **changed})
-        _, unchanged = make_setup(base)
-        before = step(unchanged, build(base.schedule, base.pp, base.micro_batches), timeline)
+    defaults = argparse.ArgumentParser()
+    add_arguments(defaults)
+    if any(getattr(args, name) != defaults.get_default(name) for name in WHAT_IF):
+        base = argparse.Namespace(**{**vars(args), **{name: defaults.get_default(name) for name in WHAT_IF}})
+        before = step(make_setup(base)[1], build(base.schedule, base.pp, base.micro_batches), timeline)
         report["unchanged"] = {"step_seconds": before.seconds, "parts_seconds": before.parts}
-    else:
+    elif all(getattr(args, name) == defaults.get_default(name) for name in SIZES):
         report["published"] = published_step()
         found = residuals()
         report["median_unfitted_error"] = median_unfitted_error(found)
         report["residuals"] = [{**r._asdict(), "relative": r.relative} for r in found]
     if args.ledger:
-        report["ledger_seconds"] = ledger_seconds(read_ledger_csv(args.ledger), setup.links)
+        rows = read_ledger_csv(args.ledger)
+        late = straggler_seconds(rows)
+        report |= {"ledger_seconds": ledger_seconds(rows, setup.links), "straggler_seconds": late,
+                   "step_seconds_with_stragglers": result.seconds + late}  # fmt: skip
     if args.constants:
         report["constants"] = [dict(zip(("name", "value", "unit", "fitted_on"), row)) for row in constants()]
     return report | {"simplified": list(SIMPLIFIED)}
@@ -253,40 +188,6 @@ def _chunks(setup: Setup, schedule: str) -> dict[str, float]:
     return {**kinds, "FB": clock.duration("FB", middle, max(middle - 1, 0)), "hop": clock.hop}
 
 
-_WHAT_IF = (
-    "hardware",
-    "schedule",
-    "precision",
-    "node_limit",
-    "no_overlap",
-    "gemm_speed",
-    "routing",
-    "infiniband_speed",
-    "network_speed",
-    "lost_planes",
-    "hashed_flows",
-    "preset",
-    "config",
-    "gpus",
-    "pp",
-    "ep",
-    "micro_batches",
-    "seq_len",
-)
-
-
-def _changed_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Defaults of the what-if flags that were changed; those of size stay as asked for in the comparison."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    changed = {name for name in _WHAT_IF if getattr(args, name) != parser.get_default(name)}
-    sizes = {"preset", "config", "gpus", "pp", "ep", "micro_batches", "seq_len"}
-    if not changed:
-        return {}
-    keep = {} if changed <= sizes else sizes
-    return {name: parser.get_default(name) for name in _WHAT_IF if name not in keep}
-
-
 def _write_trace(path: str, setup: Setup, result: Step) -> None:
     from ..hardware.trace import spans_of_schedule, spans_of_streams, write_trace
 
@@ -294,20 +195,25 @@ def _write_trace(path: str, setup: Setup, result: Step) -> None:
     write_trace(path, spans_of_schedule(result.timeline) + pair)
 
 
+def _beside(report: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """What stands beside the prediction: the publication, the unchanged machine, or nothing."""
+    name = next((name for name in ("published", "unchanged") if name in report), "")
+    return name, report.get(name)
+
+
 def _write_figure(path: str, report: dict[str, Any]) -> None:
     from .. import plots
     from ..hardware.figures import where_the_seconds_go
 
-    beside = report.get("published") or report["unchanged"]
-    label = "published (Table 4)" if "published" in report else "unchanged machine"
+    name, beside = _beside(report)
+    if beside is None:
+        raise ValueError("--figure: at these sizes nothing is published or changed that could stand beside the step")
+    label = "published (Table 4)" if name == "published" else "unchanged machine"
+    steps = {"predicted": report["parts_seconds"], label: beside["parts_seconds"]}
     with plots.style():
         figure, (ax,) = plots.new_figure(panel=(8.2, 3.2))
-        where_the_seconds_go(ax, {"predicted": report["parts_seconds"], label: beside["parts_seconds"]})
-    data = {
-        "part": list(PARTS),
-        "predicted": [report["parts_seconds"][p] for p in PARTS],
-        label: [beside["parts_seconds"][p] for p in PARTS],
-    }
+        where_the_seconds_go(ax, steps)
+    data = {"part": list(PARTS), **{bar: [parts[p] for p in PARTS] for bar, parts in steps.items()}}
     plots.save(figure, Path(path), data=data, text=plots.description(ax))
 
 
@@ -343,9 +249,7 @@ def _write_what_if(args: argparse.Namespace) -> None:
 
 
 def _text(report: dict[str, Any]) -> str:
-    published, unchanged = report.get("published"), report.get("unchanged")
-    beside, name = (published, "published") if published else (unchanged, "unchanged")
-    assert beside is not None
+    published, (name, beside) = report.get("published"), _beside(report)
     blocks = []
     if published:
         error = 100 * report["median_unfitted_error"]
@@ -353,14 +257,15 @@ def _text(report: dict[str, Any]) -> str:
             f"Median error of what was not fitted: {error:.1f} %. Step {report['step_seconds']:.2f} s, published "
             f"{published['step_seconds']:.3f} s."
         )
-    rows = [["step", report["step_seconds"], beside["step_seconds"]]]
-    rows += [[f"  {p}", report["parts_seconds"][p], beside["parts_seconds"][p]] for p in PARTS]
-    blocks.append(
-        text_table(
-            ["seconds", "predicted", name, "difference"],
-            [[row[0], f"{row[1]:.3f}", f"{row[2]:.3f}", _percent(row[1], row[2])] for row in rows],
-        )
-    )
+    rows = [
+        ["step", f"{report['step_seconds']:.4g}"],
+        *([f"  {p}", f"{report['parts_seconds'][p]:.4g}"] for p in PARTS),
+    ]
+    if beside:
+        others = [beside["step_seconds"], *(beside["parts_seconds"][p] for p in PARTS)]
+        ours = [report["step_seconds"], *(report["parts_seconds"][p] for p in PARTS)]
+        rows = [[*row, f"{b:.4g}", _percent(a, b)] for row, a, b in zip(rows, ours, others)]
+    blocks.append(text_table(["seconds", "predicted", *([name, "difference"] if beside else [])], rows))
     blocks.append("\n".join(_totals(report, published)))
     chunk = report["chunk_seconds"]
     blocks.append(
@@ -370,7 +275,9 @@ def _text(report: dict[str, Any]) -> str:
     )
     if "ledger_seconds" in report:
         rows_ = [[op, f"{1e3 * s:.3f}"] for op, s in report["ledger_seconds"].items()]
-        blocks.append("Ledger\n" + text_table(["operation", "ms"], rows_))
+        late, total = report["straggler_seconds"], report["step_seconds_with_stragglers"]
+        told = f"Stragglers add {late:.3g} s: a step takes {total:.4g} s."
+        blocks.append("Ledger\n" + text_table(["operation", "ms"], rows_) + f"\n{told}")
     if "constants" in report:
         rows_ = [[c["name"], f"{c['value']:.4g} {c['unit']}", c["fitted_on"]] for c in report["constants"]]
         blocks.append(text_table(["constant", "value", "fitted on"], rows_, left=3))

@@ -22,11 +22,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..autograd import Array, engine_state
-from ..model.layers import MLP, Linear
-from ..model.moe import Experts, LocalTokenDispatcher, MoE
 from ..model.transformer import Transformer
 from ..ops.latent import absorbed_attention
-from ..ops.linear import EXACT
 from ..ops.rope import rotation_table
 from .cache import LatentCache
 from .vector_steps import Attend, FeedForward, layer_steps, norm_step
@@ -49,9 +46,9 @@ class Decoder:
 
     def __init__(self, model: Transformer) -> None:
         self._model, cfg = model, model.config
-        self._dtype, self._exact = model.norm.weight.dtype, _is_exact(model)
+        self._dtype, self._ready = model.norm.weight.dtype, model.is_bare and not model.norm.weight.is_lazy
         self._rotation, self._vocab_size = np.empty((0, cfg.qk_rope_head_dim // 2), dtype=np.complex64), cfg.vocab_size
-        if self._exact and not model.norm.weight.is_lazy:
+        if self._ready:
             self._layers = [layer_steps(layer, cfg) for layer in model.layers]
             self._drafters = [layer_steps(module.layer, cfg) for module in model.mtp]
             self._norm = norm_step(model.norm)
@@ -85,7 +82,7 @@ class Decoder:
     def head(self, h: Array) -> Array:
         """Logits [..., V] of hidden states [..., D] (`Transformer.head`)."""
         rows = h.reshape(-1, h.shape[-1])
-        if not self._exact or len(rows) > FEW or any(engine_state()):
+        if not self._ready or len(rows) > FEW or any(engine_state()):
             return self._model.head(h)
         w = self._model.lm_head.weight.data
         logits = np.empty((len(rows), len(w)), dtype=w.dtype)
@@ -96,7 +93,7 @@ class Decoder:
     def _takes(self, tokens: Array, cache: LatentCache) -> bool:
         """Whether this call is ours; everything unusual, errors included, is the model's."""
         return (
-            self._exact
+            self._ready
             and not any(engine_state())
             and tokens.ndim == 2
             and len(tokens) == len(cache.lengths)
@@ -104,7 +101,6 @@ class Decoder:
             and cache.dtype == self._dtype
             and cache.attention is absorbed_attention
             and all(type(t) is int and 0 <= t < self._vocab_size for t in tokens.reshape(-1).tolist())
-            and not self._model.norm.weight.is_lazy
         )
 
     def _embedded(self, tokens: Array) -> Array:
@@ -125,15 +121,3 @@ class Decoder:
             cfg, at = self._model.config, np.arange(2 * max(positions) + 64, dtype=np.int64)
             self._rotation = rotation_table(at, cfg.qk_rope_head_dim, cfg.rope_theta, cfg.rope_scaling, self._dtype)
         return [self._rotation[at] for at in positions]
-
-
-def _is_exact(model: Transformer) -> bool:
-    """Whether every product is the exact one, and the experts are in this process."""
-    for module in [*(m for _, m in model.named_modules()), model.lm_head]:
-        if isinstance(module, Linear | MLP) and module._gemm is not EXACT:
-            return False
-        if isinstance(module, Experts) and not (module._gemm_up is module._gemm_down is EXACT):
-            return False
-        if isinstance(module, MoE) and type(module._dispatcher) is not LocalTokenDispatcher:
-            return False
-    return True

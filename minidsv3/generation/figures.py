@@ -42,21 +42,19 @@ def flops_against_new_tokens(ax: Axes, cfg: ModelConfig, context: int, new_token
 
 
 def seconds_against_context(
-    ax: Axes, contexts: Sequence[int], step: Sequence[float], attention: Sequence[float]
+    ax: Axes, name: str, contexts: Sequence[int], step: Sequence[float], attention: Sequence[float]
 ) -> Axes:
-    """Measured seconds of one decode step behind each context, and of its attention over the cache alone."""
+    """Measured seconds of one decode step of model `name` over each context, and of its attention alone."""
     us = [1e6 * np.array(values, dtype=np.float64) for values in (step, attention)]
-    series = {"one token": us[0], "its attention over the cache": us[1], "all the rest": us[0] - us[1]}
+    series = {"one token": us[0], "its attention over the cache": us[1], "the rest": us[0] - us[1]}
     for i, (label, values) in enumerate(series.items()):
         ax.plot(contexts, values, label=label, **look(i, len(contexts)))
     ax.set_xscale("log", base=2)
     ax.set(xlabel="context (tokens)", ylabel="time (microseconds)", ylim=(0, None))
     ax.legend()
-    rest = series["all the rest"]
-    finding = f"Only attention grows with the context: the rest takes {rest.min():,.0f} to {rest.max():,.0f} us"
-    describe(
-        ax, f"{finding}; the whole step {us[0][0]:,.0f} us at first, {us[0][-1]:,.0f} us at {contexts[-1]:,} tokens."
-    )
+    span = {label: f"{values[0]:,.0f} to {values[-1]:,.0f} us" for label, values in series.items()}
+    finding = f"{name}: attention goes from {span['its attention over the cache']}, the rest from {span['the rest']}"
+    describe(ax, f"{finding}, one token from {span['one token']}, for contexts of {contexts[0]:,} to {contexts[-1]:,}.")
     return headline(ax, finding)
 
 

@@ -101,7 +101,7 @@ def attention_step(norm: RMSNorm, mla: MLA, cfg: ModelConfig) -> Attend:
 
     def attend(x: Array, rotation: Array, cache: LayerCache, b: int, at: int) -> None:
         inputs = normed(x)
-        w_kv_a.dot(inputs, entry)
+        w_kv_a.dot(inputs, entry)  # [c_kv | k_rope] before norm and rotation
         if compressed is None:
             np.multiply(w_q.dot(inputs, q_flat), scale, q_flat)
         else:
@@ -109,15 +109,15 @@ def attention_step(norm: RMSNorm, mla: MLA, cfg: ModelConfig) -> Attend:
         normed_c_kv(c_kv)
         rotate_k(rotation)
         past = cache.put(b, at, entry)  # [L, r_kv + d_r]
-        np.matmul(q_nope, w_uk, query_nope)
+        np.matmul(q_nope, w_uk, query_nope)  # W^UK goes into the query
         rotate_q(rotation)
         p = query.dot(past.T)  # [H, L]
         np.subtract(p, np.maximum.reduce(p, axis=1, out=largest, keepdims=True), p)
         np.exp(p, p)
         np.add.reduce(p, axis=1, out=total, keepdims=True)
-        p.dot(past, attended)
+        p.dot(past, attended)  # its last d_r columns mean nothing: leaving them out would cost more
         np.divide(attended, total, attended)
-        np.matmul(latent, w_uv, o_rows)
+        np.matmul(latent, w_uv, o_rows)  # W^UV comes behind the sum
         np.add(x, w_o.dot(o_flat, y), x)
 
     return attend

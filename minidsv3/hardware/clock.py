@@ -2,333 +2,24 @@
 
     kernels   `kernels.layer_work`: FLOPs and bytes of every part of a layer, with an efficiency for each class
     messages  `messages.normal_seconds`: dispatch and combine from three constants of DeepEP's benchmark
-    chunk     layers of a stage, alone (communication waits) or overlapped (two streams, this file)
-    step      chunks placed by a schedule; its timeline is handed in, this room knows no schedules
-
-Computation has 112 of 132 SMs, the other 20 are set apart for communication all the time (V3 report, section 3.2.2).
-While a forward chunk of one micro-batch runs over a backward chunk of another, communication is hidden behind
-computation and runs slower than alone. The order of parts in a layer is the published profile's:
-
-    computation    attn(F)     mlp(B)       mlp(W)  mlp(F)   attn(B)  attn(W)
-    communication  combine(B)  dispatch(F)  dispatch(B)      combine(F)
-
-A chunk alone waits for its communication, which then runs at its benchmark rate.
+    chunks    `chunks.Clock`: layers of a stage, alone (communication waits) or overlapped (two streams)
+    step      chunks placed by a schedule, and the optimizer; the timeline is handed in, this room knows no schedules
 
 Where every constant is from: `constants()`. Compute efficiencies and the slow-down of overlapped messages come from
 kernel times of the published profile, link rates from DeepEP's benchmark; nothing is fitted on a step time.
 
-Simplified: layers are spread over stages by a rule (the real map is not published); the shared expert is not used to
-hide messages of a chunk alone; a message between stages delays, but does not occupy links; routing is even unless
-`Traffic.busiest` says otherwise; no stragglers, no checkpoints, no other jobs.
+Simplified: a message between stages delays the next chunk, but does not occupy links; routing is even unless
+`Traffic.busiest` says otherwise; gradients are summed after the last chunk; no stragglers, no checkpoints.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .kernels import (
-    FITTED_ON,
-    PARTS,
-    PROFILE,
-    Efficiencies,
-    Gemm,
-    ModelShape,
-    Work,
-    attention_gemms,
-    gemm_seconds,
-    layer_work,
-    seconds,
-)
-from .messages import LIMITED_TO_FOUR, Links, Traffic, normal_seconds, row_bytes
-from .specs import CLUSTERS, INFINIBAND, Cluster
-
-# Rate of a communication kernel beside computation over its benchmark rate: bytes at EP64, 4,096 tokens a rank, over
-# kernel times of the published profile (dispatch 4.35, cached dispatch 3.41, combine 6.18 ms) and 43.66 GB/s.
-OVERLAPPED = {"dispatch": 0.55, "cached dispatch": 0.70, "combine": 0.75}
-ORDER = ("attention F", "mlp B", "mlp W", "mlp F", "attention B", "attention W")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is trained, on what, and how it is cut.
-
-    Attributes
-    ----------
-    tokens : int
-        Of a micro-batch on one GPU: one sequence.
-    overlap : bool
-        Whether a forward-backward pair shares the GPU; without, its two halves run one after the other.
-    links : Links
-        What is achieved between GPUs; hashing and lost planes make them slower.
-    """
-
-    model: ModelShape
-    cluster: Cluster = CLUSTERS["h800"]
-    gpus: int = 2048
-    pipeline_ranks: int = 16
-    expert_ranks: int = 64
-    redundant_experts: int = 0
-    tokens: int = 4096
-    traffic: Traffic = LIMITED_TO_FOUR
-    fp8: bool = True
-    overlap: bool = True
-    links: Links = field(default_factory=Links)
-    efficiencies: Efficiencies = field(default_factory=Efficiencies)
-    hop_latency_seconds: float = INFINIBAND.latency(3)
-
-    def __post_init__(self) -> None:
-        if self.gpus % (self.pipeline_ranks * self.expert_ranks):
-            raise ValueError(
-                f"gpus={self.gpus} is not a multiple of pipeline_ranks={self.pipeline_ranks} times "
-                f"expert_ranks={self.expert_ranks}"
-            )
-        if (self.model.n_routed_experts + self.redundant_experts) % self.expert_ranks:
-            raise ValueError(
-                f"n_routed_experts={self.model.n_routed_experts} and {self.redundant_experts} redundant ones do not "
-                f"divide among expert_ranks={self.expert_ranks}"
-            )
-
-    @property
-    def experts_per_rank(self) -> int:
-        """Routed experts on a GPU, redundant ones included."""
-        return (self.model.n_routed_experts + self.redundant_experts) // self.expert_ranks
-
-    @property
-    def data_ranks(self) -> int:
-        """GPUs on each pipeline rank."""
-        return self.gpus // self.pipeline_ranks
-
-
-class Op(NamedTuple):
-    """A piece of work on one of two streams; `after` are names of others that must have ended."""
-
-    name: str
-    stream: str  # 'compute' or 'communication'
-    seconds: float
-    after: tuple[str, ...] = ()
-
-
-class Placed(NamedTuple):
-    """An op with its times."""
-
-    op: Op
-    start: float
-    end: float
-
-
-def in_streams(ops: Sequence[Op]) -> list[Placed]:
-    """Run ops in their order on each stream: one starts when its stream is free and all it waits for has ended."""
-    free: dict[str, float] = {}
-    ended: dict[str, float] = {}
-    placed = []
-    for op in ops:
-        start = max([free.get(op.stream, 0.0), *(ended[name] for name in op.after if name in ended)])
-        free[op.stream] = ended[op.name] = start + op.seconds
-        placed.append(Placed(op, start, start + op.seconds))
-    return placed
-
-
-class Stage(NamedTuple):
-    """Layers of one pipeline stage: for each whether it has routed experts; heads (main and MTP) behind them."""
-
-    layers: tuple[bool, ...]
-    heads: int
-
-
-def spread(m: ModelShape, stages: int, head: float) -> list[Stage]:
-    """Consecutive layers on stages so that the slowest has as little work as can be; a head costs `head` layers.
-
-    MTP modules and heads close the last stage. V3 on 16 stages: 15 stages of 4 layers, and the last layer, the MTP
-    module and both heads on the 16th. Raises ValueError when there are more stages than layers to fill them.
-    """
-    closing = m.mtp + head * (1 + m.mtp)
-    limits = sorted([*range(1, m.layers + 1), *(n + closing for n in range(m.layers + 1))])
-    limit = next(x for x in limits if x >= closing and int(x) * (stages - 1) + int(x - closing) >= m.layers)
-    last = min(int(limit - closing), m.layers) if stages > 1 else m.layers
-    before = m.layers - last
-    if before < stages - 1:
-        raise ValueError(f"{m.layers} layers do not fill {stages} stages")
-    bounds = [before * s // max(stages - 1, 1) for s in range(stages)] + [m.layers]
-    kinds = [i >= m.dense_layers for i in range(m.layers)]
-    found = [Stage(tuple(kinds[a:b]), 0) for a, b in itertools.pairwise(bounds)]
-    found[-1] = Stage(found[-1].layers + (True,) * m.mtp, 1 + m.mtp)
-    return found
-
-
-class Clock:
-    """Times of chunks of one setup; `stages` pieces of the model (32 for DualPipeV on 16 ranks)."""
-
-    def __init__(self, setup: Setup, stages: int | None = None) -> None:
-        self.setup = setup
-        self._sm_share = 1.0 - setup.efficiencies.communication_sms / setup.cluster.gpu.sms
-        layer = sum(self.part(name, True) for name in PARTS)
-        self.stages = spread(setup.model, stages or setup.pipeline_ranks, sum(map(self.head, "FBW")) / layer)
-
-    def part(self, name: str, routed: bool) -> float:
-        """Seconds of a part of a layer ('attention F', ...)."""
-        s = self.setup
-        work = layer_work(s.model, s.tokens, routed, s.experts_per_rank, s.traffic.busiest, s.fp8)[name]
-        return seconds(work, s.cluster.gpu, s.efficiencies, self._sm_share, s.fp8)
-
-    def message(self, kind: str, alone: bool) -> float:
-        """Seconds of a 'dispatch', a 'cached dispatch' (of gradients) or a 'combine' of a micro-batch in a layer."""
-        s = self.setup
-        row = row_bytes(s.model.hidden_size, s.fp8 and kind != "combine")
-        benchmark = normal_seconds(s.tokens, row, s.traffic, s.expert_ranks, s.links)
-        return benchmark / (1.0 if alone else OVERLAPPED[kind])
-
-    def head(self, kind: str) -> float:
-        """Seconds of one of the three products (F, B, W) with the output head in BF16, and its share of the loss.
-
-        Cross-entropy reads the logits forward, and reads them and writes their gradient backward.
-        """
-        s = self.setup
-        gemm = Gemm(s.tokens, s.model.hidden_size, s.model.vocab_size)
-        loss = Work((gemm,), 0.0, False, {"F": 2, "B": 4, "W": 0}[kind] * s.tokens * s.model.vocab_size)
-        return seconds(loss, s.cluster.gpu, s.efficiencies, self._sm_share, fp8=False)
-
-    def mtp_join(self) -> float:
-        """Seconds of one product with eh_proj, [embedding; hidden state] to hidden state, of an MTP module."""
-        s, D = self.setup, self.setup.model.hidden_size
-        return gemm_seconds(Gemm(s.tokens, 2 * D, D), s.cluster.gpu, s.efficiencies, self._sm_share, s.fp8)
-
-    def closing(self, stage: int, kind: str) -> list[Op]:
-        """What the last stage has besides layers: heads and MTP joins, in F, B or W."""
-        heads = self.stages[stage].heads
-        found = [Op(f"head {kind}{i}", "compute", self.head(kind)) for i in range(heads)]
-        return found + [Op(f"mtp join {kind}{i}", "compute", self.mtp_join()) for i in range(heads - 1)]
-
-    def forward(self, stage: int) -> list[Op]:
-        """A forward chunk alone, op after op."""
-        return self._alone(stage, ("attention F", "dispatch", "mlp F", "combine"))
-
-    def backward_input(self, stage: int) -> list[Op]:
-        """A backward chunk for the input alone."""
-        return self._alone(stage, ("cached dispatch", "mlp B", "combine", "attention B"))
-
-    def backward_weight(self, stage: int) -> list[Op]:
-        """The weight part of a chunk."""
-        return self._alone(stage, ("mlp W", "attention W"))
-
-    def _alone(self, stage: int, names: tuple[str, ...]) -> list[Op]:
-        ops = self.closing(stage, next(name[-1] for name in names if name.startswith("mlp")))
-        for routed in self.stages[stage].layers:
-            for name in names:
-                if name in OVERLAPPED:
-                    if routed:
-                        ops.append(Op(name, "communication", self.message(name, True)))
-                else:
-                    ops.append(Op(name, "compute", self.part(name, routed)))
-        return ops
-
-    def pair(self, forward: int, backward: int) -> list[Placed]:
-        """A forward chunk of stage `forward` over a full backward chunk of stage `backward`, on two streams."""
-        ahead, back = self.stages[forward], self.stages[backward]
-        ops = self.closing(forward, "F") + self.closing(backward, "B") + self.closing(backward, "W")
-        for i in range(max(len(ahead.layers), len(back.layers))):
-            f = ahead.layers[i] if i < len(ahead.layers) else None
-            b = back.layers[-1 - i] if i < len(back.layers) else None
-            ops += self._layer_pair(i, f, b)
-        return in_streams(ops)
-
-    def _layer_pair(self, i: int, f: bool | None, b: bool | None) -> list[Op]:
-        """Ops of the i-th layers of both chunks in the order of the profile; None where one has no layer left."""
-        before = f"{i - 1}"
-        part, ops = self.part, dict[str, Op]()
-
-        def message(kind: str) -> float:
-            return self.message(kind, alone=False)
-
-        if f is not None:
-            ops["attention F"] = Op(f"attention F{i}", "compute", part("attention F", f), (f"combine F{before}",))
-            ops["mlp F"] = Op(f"mlp F{i}", "compute", part("mlp F", f), (f"dispatch F{i}",))
-            if f:
-                ops["dispatch F"] = Op(f"dispatch F{i}", "communication", message("dispatch"), (f"attention F{i}",))
-                ops["combine F"] = Op(f"combine F{i}", "communication", message("combine"), (f"mlp F{i}",))
-        if b is not None:
-            ops["mlp B"] = Op(f"mlp B{i}", "compute", part("mlp B", b), (f"combine B{i}",))
-            ops["mlp W"] = Op(f"mlp W{i}", "compute", part("mlp W", b))
-            ops["attention B"] = Op(f"attention B{i}", "compute", part("attention B", b), (f"dispatch B{i}",))
-            ops["attention W"] = Op(f"attention W{i}", "compute", part("attention W", b))
-            if b:
-                after = (f"attention B{before}",)
-                ops["combine B"] = Op(f"combine B{i}", "communication", message("cached dispatch"), after)
-                ops["dispatch B"] = Op(f"dispatch B{i}", "communication", message("combine"), (f"mlp B{i}",))
-        order = ("combine B", "attention F", "mlp B", "dispatch F", "dispatch B", "mlp W", "mlp F",
-                 "attention B", "attention W", "combine F")  # fmt: skip
-        return [ops[name] for name in order if name in ops]
-
-    @cached_property
-    def chunks(self) -> dict[str, list[float]]:
-        """Seconds of a lone F, Bi and W of every stage."""
-        kinds = {"F": self.forward, "Bi": self.backward_input, "W": self.backward_weight}
-        return {
-            kind: [sum(op.seconds for op in ops(s)) for s in range(len(self.stages))] for kind, ops in kinds.items()
-        }
-
-    @cached_property
-    def _pairs(self) -> dict[tuple[int, int], float]:
-        return {}
-
-    def duration(self, kind: str, stage: int, backward_stage: int | None = None) -> float:
-        """Seconds of an instruction: F, B, Bi, W of `stage`, or FB of a forward and a backward stage."""
-        if kind == "B":
-            return self.chunks["Bi"][stage] + self.chunks["W"][stage]
-        if kind != "FB":
-            return self.chunks[kind][stage]
-        assert backward_stage is not None
-        if not self.setup.overlap:
-            return self.duration("F", stage) + self.duration("B", backward_stage)
-        key = (stage, backward_stage)
-        if key not in self._pairs:
-            self._pairs[key] = max(placed.end for placed in self.pair(*key))
-        return self._pairs[key]
-
-    @property
-    def hop(self) -> float:
-        """Seconds of one chunk's activations (BF16) between neighbouring stages."""
-        s = self.setup
-        return s.hop_latency_seconds + 2.0 * s.model.hidden_size * s.tokens / s.links.infiniband_bytes_per_second
-
-    def optimizer(self, copies: int) -> float:
-        """Seconds to sum gradients (FP32), step the rank's share (ZeRO-1) and gather the weights (BF16).
-
-        Weights of attention, shared experts and heads are on all GPUs of a stage: summed inside each node over NVLink,
-        then across nodes, an eighth of them on each GPU. Experts have `data_ranks / expert_ranks` copies, on different
-        nodes. `copies`: how many stages each rank holds (2 in DualPipe, where each stage is on two ranks).
-        """
-        s, m, links = self.setup, self.setup.model, self.setup.links
-        expert = 3 * m.hidden_size * m.moe_intermediate_size
-        dense_ffn, attention = (
-            3 * m.hidden_size * m.intermediate_size,
-            sum(g.inner * g.outer for g in attention_gemms(m, 1)),
-        )
-        slowest = 0.0
-        for stage in self.stages:
-            routed = sum(stage.layers)
-            everywhere = len(stage.layers) * attention + routed * m.n_shared_experts * expert
-            everywhere += (len(stage.layers) - routed) * dense_ffn
-            everywhere += m.vocab_size * m.hidden_size if stage.heads else 0
-            own = routed * s.experts_per_rank * expert
-            bytes_moved = 4 + 2  # FP32 gradients one way, BF16 weights the other
-            inside = everywhere * (1 - 1 / links.gpus_per_node) / links.nvlink_bytes_per_second
-            across = everywhere / links.gpus_per_node * _ring(s.data_ranks * copies // links.gpus_per_node)
-            across += own * _ring(s.data_ranks * copies // s.expert_ranks)
-            seconds_moved = bytes_moved * (inside + across / links.infiniband_bytes_per_second)
-            stepped = everywhere / (s.data_ranks * copies) + own / (s.data_ranks * copies / s.expert_ranks)
-            state = 2 * (4 + 2 + 2) + 4 + 2  # master and moments read and written, gradient read, weight written
-            seconds_stepped = state * stepped / (s.efficiencies.memory * s.cluster.gpu.memory_bytes_per_second)
-            slowest = max(slowest, seconds_moved + seconds_stepped)
-        return copies * slowest
-
-
-def _ring(members: float) -> float:
-    """Share of the bytes that one member of a reduce-scatter sends."""
-    return 1 - 1 / members if members > 1 else 0.0
+from .chunks import OVERLAPPED, Clock, Setup
+from .kernels import FITTED_ON, PROFILE, Efficiencies, attention_gemms
+from .messages import Links
 
 
 class Step(NamedTuple):
@@ -337,6 +28,47 @@ class Step(NamedTuple):
     seconds: float
     parts: dict[str, float]  # 1F, bubble, 1B, 1W, 1F1B, optimizer
     timeline: Any
+
+
+def optimizer_seconds(clock: Clock, held: int, copies: float) -> float:
+    """Seconds to sum gradients (FP32), step the rank's share (ZeRO-1) and gather the weights (BF16).
+
+    Weights of attention, shared experts and heads are on all GPUs of a stage: summed inside each node over NVLink, then
+    across nodes, an eighth of them on each GPU. Experts have one copy an expert-parallel group, on different nodes.
+
+    Parameters
+    ----------
+    clock : Clock
+    held : int
+        Stages on each rank.
+    copies : float
+        Pipeline ranks that hold the same stage: 2 in DualPipe.
+    """
+    s, links = clock.setup, clock.setup.links
+    m, holders = s.model, s.data_ranks * copies
+    expert, dense_ffn = 3 * m.hidden_size * m.moe_intermediate_size, 3 * m.hidden_size * m.intermediate_size
+    attention = sum(g.inner * g.outer for g in attention_gemms(m, 1))
+    slowest = 0.0
+    for stage in clock.stages:
+        routed = sum(stage.layers)
+        everywhere = len(stage.layers) * attention + routed * m.n_shared_experts * expert
+        everywhere += (len(stage.layers) - routed) * dense_ffn + (m.vocab_size * m.hidden_size if stage.heads else 0)
+        own = routed * s.experts_per_rank * expert
+        moved = 4 + 2  # bytes of a weight: FP32 gradients one way, BF16 weights the other
+        inside = everywhere * _ring(links.gpus_per_node) / links.nvlink_bytes_per_second
+        across = everywhere / links.gpus_per_node * _ring(holders / links.gpus_per_node)
+        across += own * _ring(holders / s.expert_ranks)
+        stepped = (everywhere + own * s.expert_ranks) / holders
+        state = 2 * (4 + 2 + 2) + 4 + 2  # master and moments read and written, gradient read, weight written
+        memory = s.efficiencies.memory * s.cluster.gpu.memory_bytes_per_second
+        seconds = moved * (inside + across / links.infiniband_bytes_per_second) + state * stepped / memory
+        slowest = max(slowest, seconds)
+    return held * slowest
+
+
+def _ring(members: float) -> float:
+    """Share of the bytes that one member of a reduce-scatter sends."""
+    return 1 - 1 / members if members > 1 else 0.0
 
 
 def step(setup: Setup, schedule: Any, timeline: Callable[..., Any]) -> Step:
@@ -372,8 +104,8 @@ def step(setup: Setup, schedule: Any, timeline: Callable[..., Any]) -> Step:
     times = timeline(schedule, duration, hop=clock.hop)
     parts["bubble"] = sum(times.idle)
     parts = {name: value / schedule.ranks for name, value in parts.items()}
-    copies = len(schedule.directions)
-    parts["optimizer"] = clock.optimizer(copies)
+    held = len(schedule.directions)
+    parts["optimizer"] = optimizer_seconds(clock, held, held * schedule.ranks / schedule.stages)
     return Step(times.makespan + parts["optimizer"], parts, times)
 
 

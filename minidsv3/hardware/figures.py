@@ -49,6 +49,37 @@ def gantt(ax: Axes, timeline: Any, name: str, legend: bool = True) -> Axes:
     return headline(ax, finding)
 
 
+def overlapped_pair(ax: Axes, placed: Sequence[Any]) -> Axes:
+    """Two streams of a GPU while a forward runs over a backward (`clock.Clock.pair`, or a part of it)."""
+    start = min(op.start for op in placed)
+    end = max(op.end for op in placed)
+    busy = dict.fromkeys(("compute", "communication"), 0.0)
+    for (name, stream, seconds, _), begin, stop in placed:
+        kind = next(letter for letter in reversed(name) if letter in "FBW")
+        busy[stream] += seconds
+        left, width = 1e3 * (begin - start), 1e3 * (stop - begin)
+        row = list(busy).index(stream)
+        hatch = {"F": "", "B": "//", "W": ".."}[kind]
+        ax.barh(row, width, 0.8, left, color=KINDS[kind], alpha=0.75, hatch=hatch, edgecolor="white", linewidth=0.6)
+        if width > 0.03 * 1e3 * (end - start):
+            label = name.rstrip("0123456789").rsplit(" ", 1)[0].replace("attention", "attn")
+            box = {"facecolor": "white", "alpha": 0.85, "pad": 1.0, "linewidth": 0}
+            ax.text(left + width / 2, row, label, ha="center", va="center", fontsize=8, rotation=90, bbox=box)
+    ax.set(yticks=(0, 1), yticklabels=list(busy), xlabel="time (ms)", xlim=(0, 1e3 * (end - start)))
+    ax.invert_yaxis()
+    ax.grid(False)
+    handles = [
+        Patch(facecolor=KINDS[kind], label=MEANING[kind].replace("full backward", "backward, input")) for kind in "FBW"
+    ]
+    ax.legend(handles=handles, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.3), fontsize=9)
+    hidden = busy["compute"] + busy["communication"] - (end - start)
+    share = hidden / busy["communication"]
+    finding = f"{share:.0%} of the communication is hidden behind computation"
+    told = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in busy.items())
+    describe(ax, f"{finding}: {told}, together in {1e3 * (end - start):.1f} ms.")
+    return headline(ax, finding)
+
+
 def bubble_against_ranks(ax: Axes, ranks: Sequence[int], idle: Mapping[str, Sequence[float]], chunk: str) -> Axes:
     """Waiting of a rank against the number of ranks, for each schedule; `chunk` says what one unit of time is."""
     for i, (name, values) in enumerate(idle.items()):

@@ -78,7 +78,8 @@ def traffic_of(topk_idx: np.ndarray, experts: int, ranks: int, gpus_per_node: in
     """
     if experts % ranks:
         raise ValueError(f"experts={experts} is not a multiple of ranks={ranks}")
-    chosen = np.asarray(topk_idx).reshape(-1, np.asarray(topk_idx).shape[-1])
+    chosen = np.asarray(topk_idx, dtype=np.int64).reshape(-1, np.asarray(topk_idx).shape[-1])
+    chosen = chosen[chosen.max(axis=1, initial=-1) >= 0]  # places without a token are left out
     if not chosen.size or chosen.max() >= experts:
         raise ValueError(f"no expert ids, or one that exceeds {experts} experts")
     rank = np.where(chosen >= 0, chosen // (experts // ranks), -1)
@@ -197,6 +198,14 @@ def ledger_seconds(rows: Iterable[Any], links: Links) -> dict[str, float]:
                 key = (row.link, way, rank)
                 loads[key] = loads.get(key, 0.0) + row.bytes / rate[row.link]
     return {operation: max(loads.values(), default=0.0) + late[operation] for operation, loads in busy.items()}
+
+
+def straggler_seconds(rows: Iterable[Any]) -> float:
+    """Virtual seconds that stragglers add: everybody waits for the latest rank of each operation of a ledger."""
+    late: dict[str, float] = {}
+    for row in rows:
+        late[row.operation] = max(late.get(row.operation, 0.0), row.seconds)
+    return sum(late.values())
 
 
 def read_measurements(entries: Iterable[Mapping[str, Any]], quantity: Any) -> list[Measurement]:

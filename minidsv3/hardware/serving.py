@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .clock import OVERLAPPED, Setup
+from .chunks import OVERLAPPED, Setup
 from .kernels import Gemm, gemm_seconds, layer_work, mlp_gemms, seconds
 from .messages import low_latency_seconds, normal_seconds, row_bytes
 

@@ -92,6 +92,7 @@ class Transformer(Module):
         select: SelectExperts = select_experts,
     ) -> None:
         self.config = cfg
+        self.is_bare = recipe is None and dispatcher is None  # exact products, all experts in this process
         moe = {"dispatcher": dispatcher, "select": select}
         layers = [
             DecoderLayer(cfg, i, recipe, **moe) for i in range(cfg.num_hidden_layers + cfg.num_nextn_predict_layers)

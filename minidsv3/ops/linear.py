@@ -18,7 +18,6 @@ import numpy as np
 from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk
 from .shape import require_shape
 
-
 Ranges = list[tuple[int, int, int]]  # (expert, first row, end row) of every expert that has rows
 
 

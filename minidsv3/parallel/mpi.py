@@ -15,6 +15,7 @@ nothing is sent from a GPU's memory.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,10 @@ class MPICommunicator(Collectives):
         if ranks % P:
             raise ValueError(f"ranks={ranks} is not a multiple of the {P} processes of mpiexec")
         blocks = [range(p * ranks // P, (p + 1) * ranks // P) for p in range(P)]
+        if hasattr(
+            signal, "SIGUSR1"
+        ):  # mpiexec sends it to those who outlive another process: they shall not die of it
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self._set(MPI.COMM_WORLD, range(ranks), gpus_per_node or ranks, blocks, timeout)
 
     def _set(self, mpi: Any, members: Sequence[int], gpus_per_node: int, blocks: list[range], timeout: float) -> None:

@@ -29,12 +29,12 @@ from ..autograd import (
     Function,
     GradientBuffer,
     Parameter,
-    ParameterPart,
     Tensor,
     backward,
     deferred_weight_grads,
 )
 from .comm import SimCommunicator
+from .copies import SUM_TAG, add_gradient, sum_copies
 from .dispatcher import AllToAllTokenDispatcher
 from .ranks import Ranks
 from .schedules import Instruction, Place, Schedule, as_schedule, parts
@@ -116,7 +116,7 @@ def run(
         losses = np.zeros(len(microbatches), dtype=np.float64)
         losses[rank % replicas * plan.chunks :][: plan.chunks] = worker.losses
         losses = hosted.meet(losses, lambda values: hosted.comm.all_reduce(values, "losses"), "losses")
-        _sum_copies(plan, rank, replicas, stages, hosted, worker.gradients)
+        sum_copies(plan, rank, replicas, stages, hosted, worker.gradients)
         return losses.tolist(), worker.peak_live, worker.gradients
 
     results = ranks.run(program)
@@ -125,7 +125,7 @@ def run(
     for _, _, gradients in results:
         for parameter, gradient in gradients.items():
             if parameter not in done:  # copies hold the same sum
-                _add(parameter, gradient)
+                add_gradient(parameter, gradient)
                 done.add(parameter)
     return PipelineResult(results[0][0], [peak for _, peak, _ in results])
 
@@ -135,6 +135,9 @@ class _Gradients(GradientBuffer):
 
     def __init__(self) -> None:
         super().__init__({})
+
+    def fresh(self, parameter: Parameter) -> None:
+        """No array to write into: a weight gradient may wait, and others may come before it."""
 
     def add(self, parameter: Parameter, dy: Array) -> None:
         if parameter in self:
@@ -196,7 +199,7 @@ class _Worker:
             arguments = [Tensor(a, a.dtype.kind == "f") for a in self.receive("F", before, direction, chunk)]
         inputs = [a for a in arguments if isinstance(a, Tensor)]
         outputs = self.stages[self.plan.stage_of(*place)](*arguments, *(data[1:] if after is None else ()))
-        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+        outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
         self.live[direction, chunk] = inputs, outputs
         self.peak_live = max(self.peak_live, len(self.live) + len(self.waiting))
         if after is not None:
@@ -253,11 +256,10 @@ class _Worker:
 
 
 _OPERATION = {"F": "pipeline activations", "B": "pipeline gradients"}
-_SUM_TAG = 0  # sums of copies; messages of chunks have tags from 1 on
 
 
 def _tag(kind: str, direction: int, chunk: int) -> int:
-    return 1 + 4 * chunk + 2 * direction + (kind == "B")
+    return SUM_TAG + 1 + 4 * chunk + 2 * direction + (kind == "B")
 
 
 def _floats(tensors: list[Tensor]) -> list[Tensor]:
@@ -289,87 +291,3 @@ class GroupedDispatcher:
     def combine(self, rows: Tensor, handle: Any) -> Tensor:
         """See `AllToAllTokenDispatcher`."""
         return self._of_rank[self._ranks.rank].combine(rows, handle)
-
-
-Key = tuple[int, int, int]  # number of the parameter, first and last row of the part that a rank holds (-1, -1: whole)
-
-
-def _sum_copies(
-    plan: Schedule, rank: int, replicas: int, stages: Mapping[int, Stage], ranks: Ranks, gradients: _Gradients
-) -> None:
-    """Where several ranks hold a parameter, give each of them the sum of all, added in rank order.
-
-    DualPipe holds every stage twice, replicas hold the same stages (of the experts each its part), and an embedding
-    may serve two stages.
-    """
-    numbers, whole_on = _numbered(plan, replicas, stages, ranks, gradients)
-    mine = {_key(parameter, numbers): parameter for parameter in gradients}
-    table = np.array(list(mine), dtype=np.int64).reshape(-1, 3)
-    everybody = ranks.meet(table, lambda values: ranks.comm.all_gather(values, "names of weights"), "names of weights")
-    touched: dict[Key, list[int]] = {}
-    for other, keys in enumerate(everybody):
-        for number, first, last in keys.tolist():
-            touched.setdefault((number, first, last), []).append(other)
-    parameter_of_number = {number: parameter for parameter, number in numbers.items()}
-    for key in sorted(touched):
-        having = whole_on[key[0]] if key[1] < 0 and whole_on else touched[key]
-        if len(having) > 1 and rank in having:
-            parameter = mine.get(key, parameter_of_number[key[0]])
-            own = gradients.get(parameter)
-            own = np.zeros_like(parameter.data) if own is None else own
-            gradients[parameter] = _summed(own, rank, having, ranks)
-
-
-def _summed(own: Array, rank: int, having: list[int], ranks: Ranks) -> Array:
-    """The sum of all `having`'s arrays: the first of them adds in rank order and sends it back."""
-    first, *others = having
-    if rank != first:
-        ranks.send(own, first, _SUM_TAG, "gradient copies")
-        return ranks.receive(first, _SUM_TAG, "gradient copies")
-    for other in others:
-        own = own + ranks.receive(other, _SUM_TAG, "gradient copies")
-    for other in others:
-        ranks.send(own, other, _SUM_TAG, "gradient copies")
-    return own
-
-
-def _numbered(
-    plan: Schedule, replicas: int, stages: Mapping[int, Stage], ranks: Ranks, gradients: _Gradients
-) -> tuple[dict[Parameter, int], dict[int, list[int]]]:
-    """A number for each parameter, the same in every process; and, where stages list them, the ranks that hold it."""
-    numbers: dict[Parameter, int] = {}
-    whole_on: dict[int, list[int]] = {}
-    if all(hasattr(stages.get(s), "parameters") for s in range(plan.stages)):
-        for rank in range(plan.ranks * replicas):
-            held = [stages[plan.stage_of(rank // replicas, d)] for d in plan.directions]
-            for parameter in dict.fromkeys(p for stage in held for p in stage.parameters()):  # type: ignore[attr-defined]
-                whole_on.setdefault(numbers.setdefault(parameter, len(numbers)), []).append(rank)
-        return numbers, whole_on
-    if len(ranks.comm.local_ranks) < ranks.comm.ranks:
-        raise ValueError("across processes every process needs all stages, each with parameters(), to name its weights")
-    met = ranks.meet(
-        [_whole(p) for p in gradients], lambda values: dict.fromkeys(values, tuple(values.items())), "names"
-    )
-    for _, parameters in met:
-        for parameter in parameters:
-            numbers.setdefault(parameter, len(numbers))
-    return numbers, whole_on
-
-
-def _whole(parameter: Parameter) -> Parameter:
-    """The parameter itself, or that of which it is a part."""
-    return parameter._whole if isinstance(parameter, ParameterPart) else parameter
-
-
-def _key(parameter: Parameter, numbers: dict[Parameter, int]) -> Key:
-    if not isinstance(parameter, ParameterPart):
-        return numbers[parameter], -1, -1
-    return numbers[parameter._whole], parameter._index.start, parameter._index.stop
-
-
-def _add(parameter: Parameter, gradient: Array) -> None:
-    """Add to ``parameter.grad``, for which memory may not have been spent yet."""
-    whole = _whole(parameter)
-    if whole.grad is None or not whole.grad.flags.writeable:
-        whole.grad = np.zeros_like(whole.data)
-    whole.grad[parameter._index if isinstance(parameter, ParameterPart) else ...] += gradient

@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
+from .dualpipe import dualpipe, dualpipev
+
 Instruction = tuple  # (kind, dir, chunk) or ("FB", dir_f, chunk_f, dir_b, chunk_b)
 Part = tuple[str, int, int]  # (kind, dir, chunk) with kind F, B, Bi or W
 Place = tuple[int, int]  # (rank, dir)
@@ -128,8 +130,9 @@ def build(name: str, ranks: int, chunks: int) -> Schedule:
     if name not in SCHEDULES:
         raise ValueError(f"name={name!r} is not one of {', '.join(SCHEDULES)}")
     for argument, value in (("ranks", ranks), ("chunks", chunks)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
             raise ValueError(f"{name}: {argument}={value!r} is not a whole number of at least 1")
+    ranks, chunks = int(ranks), int(chunks)
     if name == "dualpipe" and (ranks % 2 or chunks % 2):
         raise ValueError(f"dualpipe: ranks={ranks} and chunks={chunks} must both be even: half of them go each way")
     if name in ("dualpipe", "dualpipev") and chunks < 2 * ranks:
@@ -160,88 +163,11 @@ def _zero_bubble(rank: int, ranks: int, chunks: int) -> list[Instruction]:
     return ops + [("W", 0, c) for c in range(max(0, chunks - rank), chunks)]
 
 
-def _dualpipe(rank: int, ranks: int, chunks: int) -> list[Instruction]:
-    depth = min(rank, ranks - 1 - rank)
-    own = 0 if rank < ranks // 2 else 1  # the stream that enters at this half's end
-    return _two_streams(depth, ranks // 2, ranks, chunks // 2, own)
-
-
-def _dualpipev(rank: int, ranks: int, chunks: int) -> list[Instruction]:
-    return _two_streams(rank, ranks, 2 * ranks, chunks, 0)
-
-
-def _two_streams(depth: int, half: int, stages: int, chunks: int, own: int) -> list[Instruction]:
-    """The eight steps of DualPipe for the rank `depth` places from its end of `half` ranks.
-
-    `own` is the dir of the stream that reaches this rank first, `chunks` the length of each stream.
-    """
-    rest = half - depth - 1  # 0 on the middle ranks, where the two streams turn
-    plan = _Streams(own)
-    for _ in range(2 * rest):  # 1. fill: the own stream alone
-        plan.forward(0)
-    for _ in range(depth + 1):  # 2. both streams forward
-        plan.forward(0)
-        plan.forward(1)
-    for _ in range(rest):  # 3. the other stream's backward is back: its weight part at once, to keep the memory down
-        plan.backward_input(1)
-        plan.weight()
-        plan.forward(1)
-    for i in range(chunks - stages + depth + 1):  # 4. full: a forward of one stream over a backward of the other
-        if i == 0 and rest == 0:  # the middle ranks begin a pair's length earlier without overlap
-            plan.forward(0)
-            plan.backward(1)
-        else:
-            plan.overlapped(0, 1)
-        plan.overlapped(1, 0)
-    for _ in range(rest):  # 5. the own stream has no forwards left
-        plan.backward(1)
-        plan.overlapped(1, 0)
-    switch = 2 * ((depth + 1) // 2) + (0 if depth % 2 else 1)
-    for i in range(2 * (depth + 1)):  # 6. only backwards; from the switch on without weight parts, to let go sooner
-        (plan.backward if i < switch else plan.backward_input)(1 - i % 2)
-    for _ in range(rest):  # 7. weight parts fill the waiting
-        plan.weight()
-        plan.backward_input(0)
-    for _ in range(depth + 1):  # 8. and what is left of them
-        plan.weight()
-    return plan.ops
-
-
-class _Streams:
-    """Writes instructions of two streams, counting the chunks of each; stream 0 is the rank's own."""
-
-    def __init__(self, own: int) -> None:
-        self.ops: list[Instruction] = []
-        self._own = own
-        self._forwards, self._backwards = [0, 0], [0, 0]
-        self._waiting: list[tuple[int, int]] = []  # (dir, chunk) of weight parts, oldest first
-
-    def _next(self, stream: int, counts: list[int]) -> tuple[int, int]:
-        counts[stream] += 1
-        return stream ^ self._own, counts[stream] - 1
-
-    def forward(self, stream: int) -> None:
-        self.ops.append(("F", *self._next(stream, self._forwards)))
-
-    def backward(self, stream: int) -> None:
-        self.ops.append(("B", *self._next(stream, self._backwards)))
-
-    def backward_input(self, stream: int) -> None:
-        self._waiting.append(self._next(stream, self._backwards))
-        self.ops.append(("Bi", *self._waiting[-1]))
-
-    def weight(self) -> None:
-        self.ops.append(("W", *self._waiting.pop(0)))
-
-    def overlapped(self, forward: int, backward: int) -> None:
-        self.ops.append(("FB", *self._next(forward, self._forwards), *self._next(backward, self._backwards)))
-
-
 SCHEDULES: dict[str, Callable[[int, int, int], list[Instruction]]] = {
     "1f1b": _one_forward_one_backward,
     "zb1p": _zero_bubble,
-    "dualpipe": _dualpipe,
-    "dualpipev": _dualpipev,
+    "dualpipe": dualpipe,
+    "dualpipev": dualpipev,
 }
 
 
@@ -326,6 +252,8 @@ def needs(schedule: Sequence[Sequence[Instruction]], blocking_sends: bool = Fals
                     channel = (rank, target[0], name, direction)
                     if channel in taken_of and i + 1 < len(row):
                         found[rank, i + 1].append(Need(taken_of[channel], True))
+                    if (name, *target, chunk) not in place_of:
+                        raise ValueError(f"rank {rank}: nobody on rank {target[0]} takes what {op} sends")
                     taken_of[channel] = place_of[name, *target, chunk]
     return found
 

@@ -15,7 +15,9 @@ Kinds of scale; amax is the largest magnitude of the block, not below 1e-4, so z
 `quantize_mx` is the other school (OCP MX v1.0): blocks of 32 along a row, power-of-two scales only.
 
 Edge blocks are smaller; sizes need not be multiples of 128. NaN and infinity: no scale fits them, so these functions
-refuse them by name; MX marks such a block with the scale NaN; `quantized`, which training uses, lets them through as NaN.
+refuse them by name; MX marks such a block with the scale NaN; `quantized`, which training uses, lets them through as
+NaN. (FLT_MAX itself, with power-of-two scales, rounds up to 256 * 2^120, which float32 can only give back as
+infinity.)
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .formats import E4M3, UE8M0, Format, ceil_power_of_two, decode, encode, format_of
+from .formats import E4M3, UE8M0, Format, ceil_power_of_two, decode, encode, format_of, round_scaled_in_place
 
 BLOCK = 128
 MX_BLOCK = 32
 SCALES = ("fp32", "fp32-reciprocal", "ue8m0")
 SMALLEST_AMAX = 1e-4  # of the published kernels
-_PANEL = 1 << 15  # elements that are quantised at a time
+_PANEL = 1 << 16  # elements that are quantised at a time
 
 
 class Quantized(NamedTuple):
@@ -148,20 +150,35 @@ def scale_shape(shape: tuple[int, ...], rows: int = BLOCK, columns: int = BLOCK)
     return -(-shape[0] // rows), -(-shape[1] // columns)
 
 
-def quantized(x: np.ndarray, rows: int, columns: int, scale: str, fmt: str | Format | np.dtype = E4M3) -> Quantized:
-    """Quantise in blocks of any shape; a block with NaN or infinity dequantises to NaN, and nothing is raised."""
+def quantized(
+    x: np.ndarray,
+    rows: int,
+    columns: int,
+    scale: str,
+    fmt: str | Format | np.dtype = E4M3,
+    *,
+    as_values: bool = False,
+) -> Quantized:
+    """Quantise in blocks of any shape; a block with NaN or infinity dequantises to NaN, and nothing is raised.
+
+    With `as_values` the codes are left as the float32 numbers that they stand for, which is faster for an operand that
+    is used at once.
+    """
     x, fmt = _matrix(x, scale), format_of(fmt)
-    codes = np.empty(x.shape, dtype=fmt.dtype)
+    codes = np.empty(x.shape, dtype=np.float32 if as_values else fmt.dtype)
     scales = np.empty(scale_shape(x.shape, rows, columns), dtype=np.float32)
     panel = rows * max(1, _PANEL // (rows * max(1, x.shape[1])))
-    ratio = np.empty((min(panel, x.shape[0]), x.shape[1]), dtype=np.float32)
-    for a in range(0, x.shape[0], panel):  # panels of whole blocks that stay in the cache from amax to codes
-        part = x[a : a + panel]
-        s = scales[a // rows : a // rows - (-len(part) // rows)]
-        s[...] = _scales(part, rows, columns, scale, fmt)
-        op, factor = (np.multiply, 1 / s) if scale == "fp32-reciprocal" else (np.divide, s)
-        with np.errstate(invalid="ignore"):  # infinity / infinity
-            codes[a : a + panel] = encode(_scaled(op, part, factor, rows, columns, ratio[: len(part)]), fmt)
+    ratio = np.empty((min(panel, x.shape[0]) if not as_values else 0, x.shape[1]), dtype=np.float32)
+    with np.errstate(invalid="ignore"):  # infinity / infinity
+        for a in range(0, x.shape[0], panel):  # panels of whole blocks that stay in the cache from amax to codes
+            part = x[a : a + panel]
+            s = scales[a // rows : a // rows - (-len(part) // rows)]
+            s[...] = _scales(part, rows, columns, scale, fmt)
+            op, factor = (np.multiply, 1 / s) if scale == "fp32-reciprocal" else (np.divide, s)
+            if as_values:
+                round_scaled_in_place(_scaled(op, part, factor, rows, columns, codes[a : a + panel]), fmt)
+            else:
+                codes[a : a + panel] = encode(_scaled(op, part, factor, rows, columns, ratio[: len(part)]), fmt)
     return Quantized(codes, scales)
 
 
@@ -191,12 +208,14 @@ def _scales(x: np.ndarray, rows: int, columns: int, kind: str, fmt: Format) -> n
 
 def _block_amax(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Largest magnitude of each block, float32; NaN counts as the largest of all. Edge blocks may be smaller."""
+    if x.size == 0:
+        return np.zeros(scale_shape(x.shape, rows, columns), dtype=np.float32)
     # As integers, magnitudes order as their bits do, NaN on top, and NumPy finds their maximum several times faster.
     magnitude = np.ascontiguousarray(x).view(np.int32) & 0x7FFFFFFF
-    if rows > 1 and len(magnitude):
+    if rows > 1:
         maxima = [magnitude[a : a + rows].max(axis=0) for a in range(0, len(magnitude), rows)]
         magnitude = np.stack(maxima) if len(maxima) > 1 else maxima[0][None]
-    if columns > 1 and magnitude.size:
+    if columns > 1:
         starts = np.arange(0, magnitude.shape[1], columns, dtype=np.int64)
         magnitude = np.maximum.reduceat(magnitude, starts, axis=1)
     return magnitude.view(np.float32)

@@ -1,23 +1,24 @@
 """Number formats narrower than float32: rounding into them, their bit patterns, and back.
 
-A float is (-1)^s * 1.f * 2^(E - bias); E = 0 means 0.f * 2^(1 - bias), the subnormals. A `Format` is the three sizes that
-make one, and what it does with its highest codes:
+A float is (-1)^s * 1.f * 2^(E - bias); E = 0 means 0.f * 2^(1 - bias), the subnormals. A `Format` is the three sizes
+that make one, and what it does with its highest codes:
 
     bf16   1+8+7   the upper half of a float32         e5m6   1+5+6   the 12 bits of section 3.3.3 of the V3 report
     fp16   1+5+10  IEEE binary16                       e4m3   1+4+3   'fn': no infinity, one NaN, ends at 448
     e5m2   1+5+2   IEEE style                          e3m2, e2m3, e2m1   the elements of MX: neither infinity nor NaN
     ue8m0  an exponent alone: byte b means 2^(b - 127), 255 is NaN, there is no zero; it holds scales
 
-Rounding is to nearest even and *saturates*: what lies beyond the largest number, infinity too, becomes the largest. NaN
-stays NaN, and is refused where there is none. (ml_dtypes turns a float beyond 464 into an E4M3 NaN; hardware saturates.)
+Rounding is to nearest even and *saturates*: what lies beyond the largest number, infinity too, becomes the largest.
+NaN stays NaN, and is refused where there is none. (ml_dtypes turns a float beyond 464 into an E4M3 NaN; hardware
+saturates.)
 
-How `round_to` is fast: adding c = 1.5 * 2^(e + 23 - m) to a number with exponent e pushes all but m fraction bits out of
-a float32, rounded to nearest even by the adder itself; subtracting c brings the number back. Subnormals need no code of
-their own: e is not let below the smallest exponent.
+How `round_to` is fast: adding c = 1.5 * 2^(e + 23 - m) to a number with exponent e pushes all but m fraction bits out
+of a float32, rounded to nearest even by the adder itself; subtracting c brings the number back. Subnormals need no
+code of their own: e is not let below the smallest exponent.
 
 Codes are arrays of ml_dtypes' own types (uint16 for E5M6, which has none), so an array says what it holds and
-``astype(np.float32)`` is exact. The top exponent of E5M6 is unpublished; here it is kept for infinity and NaN, as IEEE has
-it, so the largest number is 65024.
+``astype(np.float32)`` is exact. The top exponent of E5M6 is unpublished; here it is kept for infinity and NaN, as IEEE
+has it, so the largest number is 65024.
 """
 
 from __future__ import annotations
@@ -159,12 +160,25 @@ def _round_by_adding(x: np.ndarray, fmt: Format, out: np.ndarray, magic: np.ndar
     """One block of `round_to`; `magic` and `sign` are scratch."""
     np.bitwise_and(x.view(np.uint32), _SIGN, out=sign)
     np.clip(x, -fmt.max, fmt.max, out=out)
-    np.bitwise_and(out.view(np.uint32), _EXPONENT, out=magic)
-    np.maximum(magic, (fmt.min_exponent + 127) << 23, out=magic)
-    magic += ((23 - fmt.fraction_bits) << 23) | 0x400000  # times 1.5 * 2^(23 - m)
-    out += magic.view(np.float32)
-    out -= magic.view(np.float32)
+    _push_out(out, fmt, magic)
     np.bitwise_or(out.view(np.uint32), sign, out=out.view(np.uint32))  # -0.001 becomes -0, not +0
+
+
+def _push_out(x: np.ndarray, fmt: Format, magic: np.ndarray) -> None:
+    np.bitwise_and(x.view(np.uint32), _EXPONENT, out=magic)
+    np.maximum(magic, (fmt.min_exponent + 127) << 23, out=magic)
+    magic += np.uint32(((23 - fmt.fraction_bits) << 23) | 0x400000)  # times 1.5 * 2^(23 - m)
+    x += magic.view(np.float32)
+    x -= magic.view(np.float32)
+
+
+def round_scaled_in_place(x: np.ndarray, fmt: Format) -> None:
+    """`round_to` for C-contiguous float32 that a scale has brought into the range; a zero may lose its sign."""
+    flat = x.reshape(-1)
+    magic = np.empty(min(_BLOCK, flat.size), dtype=np.uint32)
+    for a in range(0, flat.size, _BLOCK):
+        block = flat[a : a + _BLOCK]
+        _push_out(block, fmt, magic[: block.size])
 
 
 def _round_bf16(x: np.ndarray, fmt: Format, out: np.ndarray, *scratch: np.ndarray) -> None:
@@ -298,10 +312,9 @@ class Explanation(NamedTuple):
         ]
         if np.isfinite(self.value):
             subnormal = fmt.name != "ue8m0" and abs(self.value) < 2.0**fmt.min_exponent
+            note = "   (subnormal)" if subnormal else ""
             significand = f"({0 if subnormal else 1} + {self.fraction}/{step})" if fmt.fraction_bits else "1"
-            lines.append(
-                f"value  {'-' if self.sign else '+'}{significand} * 2^{self.exponent}{'   (subnormal)' if subnormal else ''}"
-            )
+            lines.append(f"value  {'-' if self.sign else '+'}{significand} * 2^{self.exponent}{note}")
             lines.append(f"between {self.below!r} and {self.above!r}")
         return "\n".join(lines)
 

@@ -3,20 +3,20 @@
 Each class has the interface that the linear ops ask for (`ops.linear.Gemm` is the exact one):
 
     kept = gemm.keep(x)               what is stored of the input: it serves fprop now and wgrad later
-    weight = gemm.load(w)             the weight as fprop and dgrad multiply with it; quantised once, stored between them
-    gemm.fprop(x, weight, kept=kept)  y = x w^T        rows times weight
+    weight = gemm.load(w)             the weight as fprop and dgrad multiply with it, stored between the two
+    gemm.fprop(x, weight, kept=kept)  y = x w^T        over the input channels
     gemm.dgrad(dy, weight)            dx = dy w        over the output channels
     gemm.wgrad(dy, kept)              dw = dy^T x      over the tokens
 
-`FP8Gemm` is the report's (section 3.3): E4M3 everywhere; inputs and gradients in 1x128 tiles along the dimension that is
-summed over, so what is kept of x as 1x128 is cut anew as 128x1 for the weight gradient; weights in 128x128 blocks, which
-serve both directions. Its accumulator is either the emulated Hopper tensor core with promotion every 128 (`exact=True`,
-some thirty times slower), or BLAS in FP32 over the same 128-blocks with the same scaling in between: all that is missing
-then is the tensor core's own loss of bits.
+`FP8Gemm` is the report's (section 3.3): E4M3 everywhere; inputs and gradients in 1x128 tiles along the dimension that
+is summed over, so what is kept of x as 1x128 is cut anew as 128x1 for the weight gradient; weights in 128x128 blocks,
+which serve both directions. Its accumulator is either the emulated Hopper tensor core with promotion every 128
+(`exact=True`, some thirty times slower), or BLAS in FP32 over the same 128-blocks with the same scaling in between:
+all that is missing then is the tensor core's own loss of bits.
 
-Outputs and input gradients are rounded to BF16, weight gradients stay FP32, as the report's Figure 6 has it. Simplified:
-sums that BLAS takes within a block are FP32, in BLAS's own order; one process holds the whole batch of a shard, so the
-128 tokens of a tile are neighbours of one shard (for an expert: of the rows that were sent to it).
+Outputs and input gradients are rounded to BF16, weight gradients stay FP32, as the report's Figure 6 has it.
+Simplified: sums that BLAS takes within a block are FP32, in BLAS's own order; one process holds the whole batch of a
+shard, so the 128 tokens of a tile are neighbours of one shard (for an expert: of the rows that were sent to it).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .blockwise import BLOCK, MX_BLOCK, Quantized, dequantize, quantize_mx, quantized
-from .formats import BF16, E4M3, E5M2, Format, decode, encode, round_bf16_in_place, round_to
+from .formats import BF16, E4M3, E5M2, Format, decode, round_bf16_in_place
 from .tensorcore import deepgemm, tensorcore_matmul, tiled_matmul
 
 Ranges = list[tuple[int, int, int]]  # (expert, first row, end row), as `ops.linear` cuts them
@@ -56,10 +56,9 @@ class BF16Gemm(_Gemm):
     """Operands in BF16, sums in FP32; what is kept takes two bytes a number."""
 
     def keep(self, x: np.ndarray) -> np.ndarray:
-        return encode(x, BF16)
+        return (_bf16_values(x).view(np.uint32) >> 16).astype(np.uint16).view(BF16)
 
-    def load(self, w: np.ndarray) -> np.ndarray:
-        return encode(w, BF16)
+    load = keep
 
     def fprop(
         self, x: np.ndarray, w: np.ndarray, out: np.ndarray | None = None, kept: np.ndarray | None = None
@@ -68,10 +67,10 @@ class BF16Gemm(_Gemm):
         return _finished(rows @ decode(_loaded(self, w)).T, x.dtype, out)
 
     def dgrad(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(round_to(dy, BF16) @ decode(_loaded(self, w)), dy.dtype, out)
+        return _finished(_bf16_values(dy) @ decode(_loaded(self, w)), dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(round_to(dy, BF16).T @ decode(kept), dy.dtype, out, bf16=False)
+        return _finished(_bf16_values(dy).T @ decode(kept), dy.dtype, out, bf16=False)
 
 
 class FP8Gemm(_Gemm):
@@ -113,24 +112,22 @@ class FP8Gemm(_Gemm):
         self, x: np.ndarray, w: np.ndarray | Quantized, out: np.ndarray | None = None, kept: Quantized | None = None
     ) -> np.ndarray:
         if kept is None or self._kept is not None:
-            kept = quantized(x, 1, BLOCK, self._x_scale)
+            kept = self._operand(x, 1, BLOCK, self._x_scale)
         return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact), x.dtype, out)
 
-    def dgrad(
-        self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None
-    ) -> np.ndarray:
+    def dgrad(self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
         weight = _loaded(self, w)
         q = self._gradient(dy) if isinstance(dy, np.ndarray) else dy
         product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact)
         return _finished(product, product.dtype if dy is q else dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: Quantized, out: np.ndarray | None = None) -> np.ndarray:
-        x = quantized(dequantize(*kept, 1, BLOCK), BLOCK, 1, "ue8m0" if self._kept is not None else self._x_scale)
-        q = quantized(dy, BLOCK, 1 if self._dy_rows == 1 else BLOCK, self._dy_scale)
+        # Cut anew along the tokens; power-of-two scales on both sides lose nothing but what falls below E4M3's range.
+        x = self._operand(dequantize(*kept, 1, BLOCK), BLOCK, 1, "ue8m0" if self._kept is not None else self._x_scale)
+        q = self._operand(dy, BLOCK, 1 if self._dy_rows == 1 else BLOCK, self._dy_scale)
         dy_scales = q.scales if self._dy_rows == 1 else np.repeat(q.scales, BLOCK, axis=1)[:, : dy.shape[1]]
         product = scaled_product(Quantized(q.codes.T, dy_scales.T), Quantized(x.codes.T, x.scales.T), exact=self._exact)
         return _finished(product, dy.dtype, out, bf16=False)
-
 
     def keep_groups(self, x: np.ndarray, ranges: Ranges) -> list[Quantized]:
         return _rows(self.keep(x), ranges)  # a tile has one row: no scale is shared between experts
@@ -144,8 +141,12 @@ class FP8Gemm(_Gemm):
     def gradient_groups(self, dy: np.ndarray, ranges: Ranges) -> list[Any]:
         return _rows(self._gradient(dy), ranges) if self._dy_rows == 1 else super().gradient_groups(dy, ranges)
 
+    def _operand(self, x: np.ndarray, rows: int, columns: int, scale: str) -> Quantized:
+        """An operand that is used once: BLAS takes its values, the emulated tensor core its codes."""
+        return quantized(x, rows, columns, scale, as_values=not self._exact)
+
     def _gradient(self, dy: np.ndarray) -> Quantized:
-        q = quantized(dy, self._dy_rows, BLOCK, self._dy_scale)
+        q = self._operand(dy, self._dy_rows, BLOCK, self._dy_scale)
         if self._dy_rows == 1:
             return q
         return Quantized(q.codes, np.repeat(q.scales, self._dy_rows, axis=0)[: len(dy)])
@@ -194,7 +195,7 @@ class TensorwiseGemm(_Gemm):
 
 
 class MXKept(NamedTuple):
-    """A matrix quantised along its rows and along its columns: MX blocks lie along the dimension that is summed over."""
+    """A matrix quantised along its rows and along its columns: MX blocks lie along what is summed over."""
 
     rows: Quantized | None
     columns: Quantized  # of the transpose
@@ -242,7 +243,7 @@ def scaled_product(a: Quantized, b: Quantized, *, exact: bool = False) -> np.nda
 
     Parameters
     ----------
-    a : FP8 codes [M, K], scales [M, ceil(K / 128)]
+    a : FP8 codes (or without `exact` their float32 values) [M, K], scales [M, ceil(K / 128)]
     b : FP8 codes [N, K], scales [N, ceil(K / 128)] of tiles or [ceil(N / 128), ceil(K / 128)] of blocks
     exact : bool
         Each block of K on the emulated Hopper tensor core, with one FMA to scale and add it.
@@ -281,8 +282,15 @@ def _rows(q: Quantized, ranges: Ranges, block: int = 1) -> list[Quantized]:
 
 
 def _values(codes: np.ndarray) -> np.ndarray:
-    """float32 values in the memory order of the codes, so that a transpose costs nothing."""
+    """float32 values in the memory order of the codes, so that a transpose costs nothing; values are given back."""
+    if codes.dtype == np.float32:
+        return codes
     return decode(codes) if codes.flags.c_contiguous else decode(codes.T).T
+
+
+def _bf16_values(x: np.ndarray) -> np.ndarray:
+    """A float32 copy rounded to BF16; unlike `round_to` infinity stays, so that a step sees it."""
+    return round_bf16_in_place(np.array(x, dtype=np.float32, order="C"))
 
 
 def _mx(x: np.ndarray) -> Quantized:

@@ -8,10 +8,11 @@
     mxfp8                E4M3 in blocks of 32 with power-of-two scales
 
 In every low-precision recipe the embedding, the gate, the norms and the core of the attention stay in float32, and the
-head is BF16; master weights and gradients are float32, and `fp8` stores the moments of AdamW in BF16. Rows of `fp8` that
-stand apart: the input of `o_proj` is kept in E5M6 with power-of-two scales (it is quantised in both directions, and
-attention's backward is sensitive to it); the experts' up projection has power-of-two scales for its input, which arrived
-over the network, and their down projection for its gradient; SwiGLU's input is kept in FP8 and its output computed again.
+head is BF16; master weights and gradients are float32, and `fp8` stores the moments of AdamW in BF16. Rows of `fp8`
+that stand apart: the input of `o_proj` is kept in E5M6 with power-of-two scales (it is quantised in both directions,
+and attention's backward is sensitive to it); the experts' up projection has power-of-two scales for its input, which
+arrived over the network, and their down projection for its gradient; SwiGLU's input is kept in FP8 and its output
+computed again.
 
 A recipe may be changed row by row: "fp8:lm_head=fp8,moments=fp32" is `fp8` with the head in FP8 and FP32 moments.
 
@@ -26,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from .gemm import ACCUMULATE, BF16Gemm, FP8Gemm, FP8Store, MXGemm, TensorwiseGemm, fake_quantized
 from .formats import E5M6
+from .gemm import ACCUMULATE, BF16Gemm, FP8Gemm, FP8Store, MXGemm, TensorwiseGemm, fake_quantized
 
 LINEAR = (
     "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_up", "down_proj",

@@ -2,10 +2,10 @@
 
 A tensor core adds `step` products and the accumulator C in one go. It does not round each sum: it lines all addends up
 with the largest exponent among them, cuts each off after `fraction_bits` bits, adds what is left exactly, and cuts the
-sum. On Hopper's FP8 units that is 32 products and 13 bits (the "about 14 bits" of the V3 report, section 3.3.2), so over
-a long K the accumulator loses everything below 2^-13 of itself, always towards zero. DeepSeek's remedy is to take the
-partial sum out every 128 products (four instructions) and add it in FP32: `promote_every`, and with the scales of tiles
-and blocks `deepgemm`.
+sum. On Hopper's FP8 units that is 32 products and 13 bits (the "about 14 bits" of the V3 report, section 3.3.2), so
+over a long K the accumulator loses everything below 2^-13 of itself, always towards zero. DeepSeek's remedy is to take
+the partial sum out every 128 products (four instructions) and add it in FP32: `promote_every`, and with the scales of
+tiles and blocks `deepgemm`.
 
 `UNITS` is the specification; `_by_the_table` reads it and is meant to be read; `_fast` computes the units with 13 bits
 from the same rules some hundred times faster. One step, for one output:
@@ -22,9 +22,10 @@ Rule and table are checked against outputs of real H100, H200, Ada and B200 GPUs
 MMA-Sim (arXiv:2511.10909); Hopper FP8 with C != 0 and Blackwell rest on MMA-Sim alone. Simplified: `mma.sync` with FP8
 on Hopper is another unit (FP16 arithmetic) and is not here; nor are block-scaled MX instructions.
 
-How `_fast` works. With P_a = 2^(8 e_a - 7), P_b = 2^(8 e_b) and 0 for zeros, the largest of 32 sums e_a + e_b stands in
-the exponent of *one* ordinary matrix product P_a P_b: fewer than 2^8 terms cannot carry into the next multiple of 8. Then,
-for each k, the outer product a_k b_k is exact in float32, and so are its multiple by a power of two, `trunc` and the sum.
+How `_fast` works. With P_a = 2^(8 e_a - 7), P_b = 2^(8 e_b) and 0 for zeros, the largest of 32 sums e_a + e_b stands
+in the exponent of *one* ordinary matrix product P_a P_b: fewer than 2^8 terms cannot carry into the next multiple of
+8. Then, for each k, the outer product a_k b_k is exact in float32, and so are its multiple by a power of two, `trunc`
+and the sum.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def tensorcore_matmul(
 def deepgemm(a: np.ndarray, a_scale: np.ndarray, b: np.ndarray, b_scale: np.ndarray) -> np.ndarray:
     """The product of DeepGEMM's sm90 kernel, FP32 accumulator before its rounding to BF16, bit for bit.
 
-    ``final = fma32(fl32(sa * sb), partial, final)`` over blocks of 128 of K in ascending order, from +0; each partial is
-    four chained Hopper steps from 0.
+    ``final = fma32(fl32(sa * sb), partial, final)`` over blocks of 128 of K in ascending order, from +0; each partial
+    is four chained Hopper steps from 0.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def deepgemm(a: np.ndarray, a_scale: np.ndarray, b: np.ndarray, b_scale: np.ndar
 
 
 def tiled_matmul(a: np.ndarray, a_scale: np.ndarray, b: np.ndarray, b_scale: np.ndarray) -> np.ndarray:
-    """`deepgemm` with 1x128 tiles on both sides (the weight gradient): scales [M, ceil(K / 128)], [N, ceil(K / 128)]."""
+    """`deepgemm` with 1x128 tiles on both sides (the weight gradient): scales [M or N, ceil(K / 128)]."""
     unit = UNITS["hopper-fp8"]
     _check_operands(a, b, unit)
     blocks = -(-a.shape[1] // BLOCK)
@@ -160,8 +161,9 @@ def tiled_matmul(a: np.ndarray, a_scale: np.ndarray, b: np.ndarray, b_scale: np.
 def fma32(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """``x * y + z`` of float32 arrays, rounded once to float32, nearest even.
 
-    The product of two float32 is exact in float64. The sum may not be; where it is not, it goes to the neighbour with an
-    odd last bit ("round to odd"), from which the second rounding, to float32, gives what one rounding would have given.
+    The product of two float32 is exact in float64. The sum may not be; where it is not, it goes to the neighbour with
+    an odd last bit ("round to odd"), from which the second rounding, to float32, gives what one rounding would have
+    given.
     """
     product = np.multiply(x, y, dtype=np.float64)
     total = product + z

@@ -99,12 +99,12 @@ class OnRanks:
         packed = [p for module in experts for p in (module.gate_up, module.down)]
         self._flat = flat = FlatParameters(model, first=packed)
         self._shared_at = sum(p.data.size for p in packed)
-        self._total = np.zeros_like(flat.data)  # the sum: experts' gradients, and this process's pieces of the shared
+        self.total = np.zeros_like(flat.data)  # the sum: experts' gradients, and this process's pieces of the shared
         self._optimizer = _OwnedAdamW(flat, cfg, self)
-        views = flat.views(self._total)
+        views = flat.views(self.total)
         self._experts_of = {r: self._expert_ranges(packed, r) for r in range(self.comm.ranks)}
         self._optimizer.owned = [r for rank in self.comm.local_ranks for r in self._owned_by(rank)]
-        gradients = [FlatGradient(self._total[:0], GradientBuffer({})) for _ in range(self.comm.ranks)]
+        gradients = [FlatGradient(self.total[:0], GradientBuffer({})) for _ in range(self.comm.ranks)]
         for rank in self.comm.local_ranks:
             mine = self.dispatcher.experts_of(rank)
             shared = np.zeros_like(flat.data[self._shared_at :])
@@ -138,8 +138,8 @@ class OnRanks:
         squares = {}
         for rank in local:
             a, b = self._piece(rank)
-            self._total[a:b] = sums[rank]
-            squares[rank] = np.array([_square(self._total, self._owned_by(rank))], dtype=np.float64)
+            self.total[a:b] = sums[rank]
+            squares[rank] = np.array([_square(self.total, self._owned_by(rank))], dtype=np.float64)
         everybody = self.comm.all_gather(squares, "gradient norm")[local[0]]
         square = math.fsum(float(s[0]) for s in everybody)
         return math.sqrt(square) if square >= 0 else math.nan
@@ -211,7 +211,7 @@ class _OwnedAdamW(AdamW):
 
     def step(self, gradient: Array, step: int, learning_rate: float, scale: float, run: Run = map) -> None:
         """One step with the sum that `OnRanks.add_up` left (`gradient` is one rank's)."""
-        super().step(self._spread._total, step, learning_rate, scale)
+        super().step(self._spread.total, step, learning_rate, scale)
         self._spread.share_weights()
 
 

@@ -1,6 +1,6 @@
 """Twin runs: the same seed, weights and batches under different precisions, so that losses can be subtracted.
 
-A run here is the loop of the trainer without its files: `twin_losses` gives the training loss of every step. The
+A run here is the loop of the trainer without its files: `twin` gives the training loss of every step. The
 *floor* is the twin of a run whose initial weights all differ by one unit in the last place: what a difference of
 nothing grows to over the same steps. A precision whose difference is no larger has done no visible harm at this size.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -27,20 +28,27 @@ from .runs import smoothed
 from .schedule import sequences_before
 from .step import cut, train_step
 
-SMALL = dict(batch_size=4, seq_len=64, learning_rate=1e-3)
+SMALL: dict[str, Any] = dict(batch_size=4, seq_len=64, learning_rate=1e-3)
 TAIL = 200  # smoothed steps at the end over which a difference is averaged
 DECAY = 0.9  # of the report's smoothing
 
 
-def twin_losses(
+class Twin(NamedTuple):
+    """A run that is over."""
+
+    model: Transformer
+    losses: np.ndarray  # float64 [steps], nats
+
+
+def twin(
     recipe: Recipe | None,
     cfg: TrainConfig,
     *,
     preset: str = "tiny",
     ulp: bool = False,
     on_step: Callable[[int, float], object] | None = None,
-) -> np.ndarray:
-    """Main training loss (nats) of each step.
+) -> Twin:
+    """Train; main training loss of each step.
 
     Parameters
     ----------
@@ -51,10 +59,6 @@ def twin_losses(
     ulp : bool
         Move every initial weight to the next larger float32.
     on_step : function (step, loss), optional
-
-    Returns
-    -------
-    float64 [steps]
     """
     if recipe is not None:
         cfg = dataclasses.replace(cfg, moments_dtype=recipe.moments_dtype, precision=recipe.name)
@@ -74,7 +78,7 @@ def twin_losses(
             losses[step - 1] = train_step(model, optimizer, gradients, cut(*batch, cfg.shards), cfg, step).main_loss
             if on_step:
                 on_step(step, losses[step - 1])
-    return losses
+    return Twin(model, losses)
 
 
 def relative_difference(losses: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -157,6 +157,18 @@ def write_model(preset: str, path: Path) -> None:
     save_pretrained(model, path)
 
 
+def draw(path: str, results: list[dict[str, Any]]) -> None:
+    """A panel for each preset."""
+    from minidsv3 import plots
+    from minidsv3.generation.figures import seconds_against_context
+
+    with plots.style():
+        figure, axes = plots.new_figure(1, len(results), panel=(6.4, 3.8))
+        for ax, r in zip(axes, results):
+            seconds_against_context(ax, r["preset"], r["contexts"], r["step"], r["attention_alone"])
+    plots.save(figure, path, data=None, text=plots.description(*axes), dpi=90)
+
+
 def main() -> None:
     """Run the races that were asked for and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -164,6 +176,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--context", nargs="+", type=int, help="instead of races: cost behind this many tokens")
+    parser.add_argument("--figure", metavar="FILE", help="draw the cost against the context")
     parser.add_argument("--kernel", default="Haswell", help="OPENBLAS_CORETYPE of both sides; 'auto' as installed")
     parser.add_argument("--rounds", type=int, help="default 12 (tiny), 6 (others)")
     parser.add_argument("--json", action="store_true")
@@ -178,6 +191,8 @@ def main() -> None:
                 results.append(growth(preset, path, sorted(args.context), kernel))
             else:
                 results += [race(preset, path, args.tokens, b, rounds, kernel) for b in args.batch]
+    if args.figure and args.context:
+        draw(args.figure, results)
     if args.json:
         print(json.dumps(results))
         return

@@ -2,10 +2,10 @@
 
     python tests/hardware/check_real_outputs.py hopper_fp8_realhw.npz [--hypotheses]
 
-The file holds 5,000 dot products a case: ``<case>.a``, ``.b`` [5000, L] and ``.c``, ``.d`` [5000] as bits. It is made from
-the published measurements of Khattak and Mikaitis (north-numerical-computing/MATLAB-tensor-core, model_validation/,
-BSD 2-Clause), which are another project's data and therefore not in this repository. `--hypotheses` counts what other
-rules would get wrong. The exit status is 1 if a bit differs.
+The file holds 5,000 dot products a case: ``<case>.a``, ``.b`` [5000, L] and ``.c``, ``.d`` [5000] as bits. It is made
+from the published measurements of Khattak and Mikaitis (north-numerical-computing/MATLAB-tensor-core,
+model_validation/, BSD 2-Clause), which are another project's data and therefore not in this repository. `--hypotheses`
+counts what other rules would get wrong. The exit status is 1 if a bit differs.
 """
 
 import argparse
