@@ -28,6 +28,16 @@ def stage(n, *values):
 STAGES = [stage(0, 1e9, 2e9, 3e9, 4e9, 5e9, 6e9), stage(1, 1e9, 2e9, 3e9, 4e9, 25e9, 6e9)]
 
 
+def test_layouts_are_stacked_and_counted(ax):
+    figures.memory_of_layouts(ax, {"small": STAGES[0], "large": STAGES[1]}, 30e9)
+    assert title(ax) == "1 of 2 layouts fit; the largest takes 41 GB"
+    ends = {round(p.get_x() + p.get_width(), 6) for p in ax.patches if round(p.get_y() + 0.36) == 1}
+    assert ends == {1, 3, 6, 10, 35, 41}
+    figures.memory_of_layouts(ax, {"mine": STAGES[0]}, 30e9)
+    assert title(ax) == "21 GB: this layout fits"
+    assert "mine 21.0 GB" in plots.description(ax)
+
+
 def draw_all(ax):
     yield figures.parameters_by_part(
         ax, {"embedding": 2_000, "routed_experts": 6_000}, {"embedding": 2_000, "routed_experts": 750}

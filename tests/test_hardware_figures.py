@@ -2,11 +2,13 @@
 
 import pytest
 
+from minidsv3.hardware.chunks import Op, in_streams
 from minidsv3.hardware.figures import (
     all_to_all_under_failures,
     bubble_against_ranks,
     cost_per_endpoint,
     gantt,
+    overlapped_pair,
     step_by_what_if,
     where_the_seconds_go,
 )
@@ -33,6 +35,19 @@ def test_gantt_draws_every_instruction_in_its_place(ax):
     assert title(ax) == "dualpipe: ends at 26, ranks wait 8 % of the time"  # 8 chunks of 3, bubble 1 * (3 + 2 - 3)
     assert "at most 5 chunks" in description(ax)
     assert ax.get_xlabel() and ax.get_ylabel() == "rank"
+
+
+def test_pair_says_how_much_communication_is_hidden(ax):
+    ops = [
+        Op("attention F0", "compute", 3e-3),
+        Op("dispatch F0", "communication", 2e-3, ("attention F0",)),
+        Op("mlp B0", "compute", 1e-3),
+        Op("mlp F0", "compute", 1e-3, ("dispatch F0",)),
+    ]
+    overlapped_pair(ax, in_streams(ops))  # compute 0-3, 3-4, then waits until 5, ends at 6; one of two ms is hidden
+    assert title(ax) == "50% of the communication is hidden behind computation"
+    assert [(round(p.get_x(), 6), round(p.get_width(), 6)) for p in ax.patches] == [(0, 3), (3, 2), (3, 1), (5, 1)]
+    assert "compute 5.0 ms, communication 2.0 ms, together in 6.0 ms" in description(ax)
 
 
 def test_bubbles_name_best_and_worst(ax):

@@ -65,6 +65,26 @@ def memory_along_stages(ax: Axes, per_stage: Sequence[Mapping[str, Any]], capaci
     return headline(ax, finding)
 
 
+def memory_of_layouts(ax: Axes, fullest: Mapping[str, Mapping[str, Any]], capacity: float) -> Axes:
+    """Bytes of the fullest GPU of layouts, stacked by state (stages of `memory_report`), and a line at `capacity`."""
+    left = np.zeros(len(fullest), dtype=np.float64)
+    for n, state in enumerate(STATES):
+        width = np.array([stage[state] for stage in fullest.values()], dtype=np.float64) / 1e9
+        ax.barh(list(fullest), width, 0.72, left, color=colour(n), hatch=HATCHES[n], edgecolor="white", label=state)
+        left += width
+    ax.axvline(capacity / 1e9, color="black", linewidth=1.2, linestyle="--")
+    ax.invert_yaxis()
+    ax.set(xlabel=f"memory of the fullest GPU (GB); dashed: its {capacity / 1e9:.0f} GB")
+    ax.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    fits, of = int((left <= capacity / 1e9).sum()), len(fullest)
+    finding = f"{fits} of {of} layouts fit; the largest takes {left.max():,.0f} GB"
+    if of == 1:
+        finding = f"{left[0]:,.0f} GB: this layout {'fits' if fits else 'does not fit'}"
+    told = ", ".join(f"{name} {total:.1f} GB" for name, total in zip(fullest, left))
+    describe(ax, f"{finding}. {told}; states: {', '.join(STATES)}.")
+    return headline(ax, finding)
+
+
 def caches_against_context(ax: Axes, bytes_per_token: Mapping[str, int], contexts: np.ndarray) -> Axes:
     """Cache of one sequence for each model, both axes logarithmic."""
     for n, (name, size) in enumerate(bytes_per_token.items()):

@@ -1,4 +1,4 @@
-"""Figures of number formats and of the FP8 experiments: arrays and an `ax` in, the `ax` out; the title states what these data show."""
+"""Figures of number formats and FP8 experiments: arrays and an `ax` in, the `ax` out; titles state the finding."""
 
 from __future__ import annotations
 
