@@ -41,6 +41,7 @@ MAY_IMPORT = {
         *("parallel", "hardware", "accounting", "plots"),
     ),
     "commands": EVERYTHING,
+    "widgets": (),
     "__main__": ("commands",),
     "__init__": ("config", "model", "pretrained", "generation"),  # the public names
 }

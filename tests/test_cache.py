@@ -222,3 +222,27 @@ def test_cache_refuses_other_dtypes(dtype):
 def test_cache_refuses_an_empty_batch(batch):
     with pytest.raises(ValueError, match=f"batch={batch} is not positive"):
         LatentCache(odd_config(), batch)
+
+
+@pytest.mark.parametrize("page", [1, 4, 9, 100])
+def test_cache_put_is_append_and_returns_what_the_sequence_holds(page):
+    cache, put = filled(2, 9)
+    other = LatentCache(odd_config(), 2, np.float64, page=page)
+    for at in range(9):
+        for b in (1, 0):
+            for layer, entries in zip(other.layers, put):
+                np.testing.assert_array_equal(layer.put(b, at, entries[b, at]), entries[b, : at + 1])
+    other.extend(9)
+    for layer in range(2):
+        np.testing.assert_array_equal(held(other, layer, 1), held(cache, layer, 1))
+
+
+def test_cache_in_one_page_gives_a_view():
+    cache = LatentCache(odd_config(), 1, np.float64, page=20)
+    past = cache.layers[0].put(0, 0, np.ones(R_KV + D_R))
+    assert past.base is not None and np.shares_memory(past, cache.layers[0].pages[0])
+
+
+def test_cache_refuses_an_empty_page():
+    with pytest.raises(ValueError, match="page=0 is not positive"):
+        LatentCache(odd_config(), 1, page=0)

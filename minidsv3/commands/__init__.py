@@ -7,6 +7,7 @@ handed in, figures and traces are written. A command's module is imported only w
 
 import argparse
 import importlib
+import os
 import sys
 
 # name -> one line for --help; the module of the same name holds the rest
@@ -22,6 +23,7 @@ COMMANDS = {
     "simulate": "time, schedules and network of the real system, without it",
     "fp8": "a number's bits, a kernel's bits, precision recipes and their experiments",
     "data": "list and build the text corpora",
+    "exercises": "list, check and build the exercises; train with your solutions",
 }
 
 
@@ -38,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return importlib.import_module(f".{args.command}", __package__).run(args)
+    except BrokenPipeError:  # the reader of our output has gone: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        return 0
     except (ValueError, OSError) as error:  # the user's to mend: one line, no traceback
         print(f"minidsv3 {args.command}: error: {_one_line(error)}", file=sys.stderr)
         return 2

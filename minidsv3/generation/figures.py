@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from ..autograd import Array
 from ..config import ModelConfig
-from ..plots import describe, headline, look
+from ..plots import HATCHES, colour, describe, headline, look
 from .costs import PATHS, absorbing_pays_up_to, attention_cost
 
 
@@ -76,4 +76,18 @@ def bits_against_position(ax: Axes, curves: Mapping[str, Array], bins: int = 32)
         worst = max(ends, key=lambda name: ends[name])
         finding += f", {worst} {ends[worst]:.2f}"
     describe(ax, f"{finding}. Lines of bits per token against position for {', '.join(curves)}.")
+    return headline(ax, finding)
+
+
+def acceptance_of_texts(ax: Axes, accepted: Mapping[str, int], drafted: Mapping[str, int]) -> Axes:
+    """Share of the drafts that the main model accepted, for each kind of text; both mappings have the same keys."""
+    rates = {kind: accepted[kind] / drafted[kind] for kind in drafted}
+    for i, (kind, rate) in enumerate(rates.items()):
+        bar = ax.barh(kind, rate, 0.65, color=colour(i), hatch=HATCHES[i])
+        ax.bar_label(bar, [f"{rate:.0%}: {1 + rate:.2f} tokens a pass"], padding=4)
+    ax.invert_yaxis()
+    ax.set(xlabel="drafts that the main model accepts (share)", xlim=(0, 1.55), xticks=np.linspace(0, 1, 6))
+    low, high = min(rates, key=lambda k: rates[k]), max(rates, key=lambda k: rates[k])
+    finding = f"The draft is right {rates[low]:.0%} ({low}) to {rates[high]:.0%} ({high}) of the time"
+    describe(ax, f"{finding}. Bars for {len(rates)} kinds of text.")
     return headline(ax, finding)

@@ -3,6 +3,8 @@
 A prompt is read in chunks into the cache (prefill); then each pass of the model adds one token to every sequence, or
 several when the MTP modules draft and the main model verifies (`generation.speculative`). Prompts may have different
 lengths. Speculation handles one sequence after the other, because each accepts a different number of drafts.
+
+The passes are those of `Transformer.decode`, by way of `generation.decoder`, which makes single tokens cheap.
 """
 
 from __future__ import annotations

@@ -139,3 +139,97 @@ def token_journey(model: Transformer, tokens: Array, labels: Sequence[str], name
 def _softmax(logits: Array) -> Array:
     p = np.exp(logits.astype(np.float64) - logits.max())
     return p / p.sum()
+
+
+def scores_of_parts(
+    axes: Sequence[Axes], content: Array, position: Array, labels: Sequence[str], *, with_position: bool = True
+) -> Sequence[Axes]:
+    """What content says, what position says, and the attention weights of their sum, for one head in three panels.
+
+    Parameters
+    ----------
+    content, position : [S, S]
+        Scaled scores of the two parts (`MLA.explain`); row i looks at column j <= i.
+    labels : one string for each token
+    with_position : bool
+        False: the weights are those of the content alone.
+    """
+    seen = np.tri(len(labels), dtype=bool)
+    total = np.where(seen, content + position if with_position else content, -np.inf)
+    weights = np.stack([_softmax(row) for row in total])
+    for ax, values, name in zip(axes, (content, position, weights), ("content", "position", "weights")):
+        drawn, limit = name == "weights", float(np.abs(values[seen]).max())
+        image = ax.imshow(
+            np.where(seen, values, np.nan),
+            cmap="Greys" if drawn else DIVERGING,
+            vmin=0 if drawn else -limit,
+            vmax=1 if drawn else limit,
+        )
+        ax.set_xticks(range(len(labels)), labels, family="monospace", fontsize=8)
+        ax.set_yticks(range(len(labels)), labels, family="monospace", fontsize=8)
+        ax.set(xlabel="key", ylabel="query" if ax is axes[0] else "")
+        ax.grid(visible=False)
+        label = "attention weight" if drawn else "score (scaled)"
+        ax.figure.colorbar(image, ax=ax, label=label, shrink=0.7)
+    spread = [float(np.ptp(values[seen])) for values in (content, position)]
+    used = "Weights of both" if with_position else "Weights of the content alone"
+    best = weights.argmax(axis=1)
+    findings = (
+        f"Content: scores range over {spread[0]:.1f}",
+        f"Position: scores range over {spread[1]:.1f}",
+        f"{used}: the last token looks at {labels[best[-1]]!r}",
+    )
+    for ax, finding in zip(axes, findings):
+        describe(headline(ax, finding), f"{finding}; heat map of {len(labels)} queries by {len(labels)} keys.")
+    return axes
+
+
+def group_choice(ax: Axes, scores: Array, chosen: Array, *, n_group: int, topk_group: int) -> Axes:
+    """How one token chose: its scores [E] group by group, and the experts `chosen` [K].
+
+    The heading counts experts that were better than a chosen one and were passed over because of their group.
+    """
+    E, size = len(scores), len(scores) // n_group
+    best = min(2, size)
+    group_score = np.sort(scores.reshape(n_group, size), axis=1)[:, -best:].sum(axis=1)
+    kept = np.sort(np.argsort(-group_score, kind="stable")[:topk_group])
+    expert = np.arange(E, dtype=np.int64)
+    is_chosen, is_kept = np.isin(expert, chosen), np.isin(expert // size, kept)
+    for index, hatch, label, which in (
+        (0, "", "chosen", is_chosen),
+        (6, "..", "its group is kept", is_kept & ~is_chosen),
+        (7, "//", "its group is masked", ~is_kept),
+    ):
+        ax.bar(expert[which], scores[which], 0.8, color=colour(index), hatch=hatch, label=label)
+    highest = float(scores.max())
+    for group in range(n_group):
+        ax.axvline(group * size - 0.5, color="black", linewidth=1, linestyle=":")
+        middle = (group + 0.5) * size - 0.5
+        ax.text(middle, 1.06 * highest, f"group {group}: {group_score[group]:.2f}", ha="center", fontsize=9)
+    ax.set(xlabel="expert", ylabel="score (affinity + bias)", ylim=(0, 1.45 * highest), xlim=(-0.6, E - 0.4))
+    ax.legend(loc="upper center", ncols=3)
+    passed = int(np.sum(scores[~is_kept] > scores[is_chosen].min()))
+    finding = f"Groups {' and '.join(map(str, kept))} are kept; better experts passed over: {passed}"
+    describe(ax, f"{finding}: bars for {E} experts in {n_group} groups, chosen: {sorted(int(e) for e in chosen)}.")
+    return headline(ax, finding)
+
+
+def experts_of_text(ax: Axes, chosen: Array, weight: Array, labels: Sequence[str], E: int, n_group: int = 1) -> Axes:
+    """Experts of each token of a text: chosen int [S, K], weight [S, K], one column a token and one row an expert."""
+    S = len(labels)
+    values = np.zeros((E, S), dtype=np.float64)
+    np.put_along_axis(values, chosen.T, weight.T, axis=0)
+    image = ax.imshow(values, cmap="Blues", vmin=0, vmax=float(weight.max()), aspect="auto")
+    for group in range(1, n_group):
+        ax.axhline(group * E // n_group - 0.5, color="black", linewidth=1, linestyle=":")
+    ax.set_xticks(range(S), labels, family="monospace", fontsize=10 if S <= 50 else 7)
+    ax.set_yticks(range(0, E, max(1, E // 16)))
+    ax.set(xlabel="text", ylabel="routed expert")
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, label="weight")
+    load = (values > 0).sum(axis=1)
+    busiest = int(load.argmax())
+    used = np.count_nonzero(load)
+    finding = f"{used} of {E} experts work on these {S} tokens, expert {busiest} on {load[busiest]} of them"
+    describe(ax, f"{finding}: heat map of {E} experts by {S} characters, {chosen.shape[1]} experts each.")
+    return headline(ax, finding)

@@ -206,6 +206,36 @@ def bias_trajectories(ax: Axes, step: np.ndarray, bias: np.ndarray, *, layer: st
     return _finish(ax, finding, f"Routing, {finding} at step {step[-1]:,} over {bias.shape[1]} experts.")
 
 
+def load_by_kind(
+    ax: Axes, load: np.ndarray, kinds: Sequence[str], *, top_k: int, layer: str = "", colour_bar: bool = True
+) -> Axes:
+    """Heat map of each kind of text's use of the experts of one layer.
+
+    Parameters
+    ----------
+    load : ndarray [kinds, E] of int
+        Tokens of each kind for each expert; every kind is counted alike.
+    kinds : sequence of str
+    top_k : int
+        Experts per token: the darkest colour is an expert that gets every token of a kind.
+    layer : str
+        Begins the title, if given.
+    """
+    share, most = _relative(load), load.shape[1] / top_k
+    image = ax.imshow(share, cmap="Blues", vmin=0, vmax=most, aspect="auto")
+    for (row, column), n in np.ndenumerate(share):
+        ax.text(column, row, f"{n:.1f}", ha="center", va="center", color="white" if n > 0.6 * most else "black", size=8)
+    ax.set(xticks=range(load.shape[1]), xlabel="expert", yticks=range(len(kinds)), yticklabels=kinds)
+    ax.grid(visible=False)
+    if colour_bar:
+        ax.figure.colorbar(image, ax=ax, label="load (times the mean)")
+    row, column = divmod(int(share.argmax()), share.shape[1])
+    finding = f"expert {column} gets {share[row, column]:.1f} times its share of {kinds[row]}"
+    finding = f"{layer}: {finding}" if layer else finding.capitalize()
+    sentence = f"{finding}; heat map of {len(kinds)} kinds of text by {load.shape[1]} experts."
+    return plots.describe(plots.headline(ax, finding), sentence)
+
+
 def overlay(
     ax: Axes,
     curves: Sequence[tuple[str, np.ndarray, np.ndarray]],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..plots import GREY, HATCHES, colour, describe, headline
 from .profile import Row
@@ -40,5 +41,7 @@ def time_per_op(ax: Axes, rows: Sequence[Row], peak_gflops: float, share_of_peak
     ax.set_xlabel("time (ms per step, summed over workers)")
     inside = sum(m for m, g in zip(ms, gemm) if g) / sum(ms)
     finding = f"Gemm ops take {inside:.0%} of the ops' time; a whole step reaches {share_of_peak:.0%} of the sgemm peak"
+    if isinstance(ax.figure, Figure):
+        ax.figure.draw_without_rendering()  # the long names take room from the title
     describe(ax, f"{finding}: bars of {len(names)} ops, the longest {names[int(np.argmax(ms))]} with {max(ms):.1f} ms.")
     return headline(ax, finding)
