@@ -188,7 +188,13 @@ def sensitivity(ax: Axes, differences: Mapping[str, np.ndarray], floor: np.ndarr
     """What changing one row of the recipe does to the loss: a dot a seed [seeds], the floor as a band."""
     at, widest = np.arange(len(differences), dtype=np.int64), 100 * float(np.abs(floor).max())
     for i, values in enumerate(differences.values()):
-        ax.plot(100 * np.asarray(values), np.full(len(values), i), linestyle="none", marker="o", color=colour(0))
+        ax.plot(
+            100 * np.asarray(values),
+            np.full(len(values), i, dtype=np.int64),
+            linestyle="none",
+            marker="o",
+            color=colour(0),
+        )
         ax.plot([100 * float(np.mean(values))], [i], marker="|", markersize=16, color=colour(1))
     ax.axvspan(-widest, widest, color=GREY, alpha=0.2)
     ax.set_yticks(at, list(differences))
