@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import minidsv3
 from minidsv3 import ModelConfig, TrainConfig
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -73,6 +74,14 @@ def test_glossary_rows_have_meaning_and_lesson():
         assert row["meaning"] and re.fullmatch(r"0\d|1[0-2]", row["lesson"]), row
     listed = [term for row in rows() for term in bold(row["meaning"])]
     assert len(listed) == len(set(listed))
+
+
+def test_glossary_code_names_are_in_the_package():
+    package = Path(minidsv3.__file__).parent
+    source = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    names = {name for row in rows() for name in re.findall(r"`([^`]+)`", row["code name"])}
+    parts = {part for name in names for part in name.split(".")}
+    assert {part for part in parts if not re.search(rf"\b{re.escape(part)}\b", source)} == set()
 
 
 def test_plain_and_bold_find_terms():

@@ -1,4 +1,4 @@
-"""A short run is the Trainer's run without its files."""
+"""A short run is the Trainer's run without its files, with every step's load and bias."""
 
 import dataclasses
 
@@ -41,6 +41,11 @@ def test_short_run_builds_the_model_that_it_is_given(text):
         pass
 
     assert type(short_run("nano", make=Mine, data=text, **SETTINGS | {"steps": 1}).model) is Mine
+
+
+def test_short_run_of_a_v2_gate_has_no_bias(text):
+    run = short_run("nano", data=text, topk_method="group_limited_greedy", **SETTINGS)
+    assert run.bias.shape == (3, 4, 16) and not run.bias.any() and run.load.sum(axis=2).min() > 0
 
 
 def test_short_run_names_what_is_wrong(text):

@@ -45,6 +45,7 @@ def quick_run(
     recipe: Recipe | None = None,
     run: Run = map,
     on_step: Callable[[int, Transformer, StepResult], object] | None = None,
+    make: Callable[[ModelConfig, Recipe | None], Transformer] = Transformer,
 ) -> QuickRun:
     """Train a fresh model on ``cfg.data`` for ``cfg.steps`` steps.
 
@@ -57,12 +58,21 @@ def quick_run(
         Never changes a bit of the result.
     on_step : function (step, model, result), optional
         Called after each step.
+    make : function of a ModelConfig and a recipe
+        Builds the model: a variant of `Transformer`.
+
+    Raises
+    ------
+    ValueError
+        A vocabulary too small for bytes, or a corpus that is not there.
     """
     keep_freed_memory()
     tokenizer = ByteTokenizer()
+    if config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"vocab_size={config.vocab_size} is smaller than the {tokenizer.vocab_size} ids of bytes")
     documents, held_out = split_documents(load_corpus(cfg.data).documents)
     loader = Loader(documents, tokenizer, cfg.seq_len, cfg.seed)
-    model = Transformer(config, recipe)
+    model = make(config, recipe)
     model.init_weights(np.random.default_rng(np.random.SeedSequence(cfg.seed, spawn_key=(0,))))
     flat = FlatParameters(model)
     optimizer, gradients = AdamW(flat, cfg), [flat.new_gradient() for _ in range(cfg.shards)]

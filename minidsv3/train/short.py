@@ -1,8 +1,7 @@
-"""A short run in memory: what the lessons train, without a run folder.
+"""A short run by its settings: what the lessons train in one line, and its history as arrays.
 
-The same step, schedule, data order and first weights as `Trainer`, and so the same numbers; but nothing is written,
-resumed or validated, and one thread does the work. Whoever wants a run to keep takes `Trainer`, or the command
-``python -m minidsv3 train``.
+`quick.quick_run` does the work; this reads presets and settings as the command line does, trains on the generated
+texts unless told otherwise, and keeps load and balance bias of every step.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ import numpy as np
 
 from ..autograd import Array
 from ..config import ModelConfig, TrainConfig, replace_settings
-from ..data import ByteTokenizer, Loader, load_corpus, split_documents
+from ..model.layers import Recipe
 from ..model.transformer import Transformer
-from .optim import AdamW, FlatParameters
-from .schedule import batch_size, sequences_before
-from .step import cut, gates, train_step
+from .quick import quick_run
+from .step import gates
 
 
 class ShortRun(NamedTuple):
@@ -34,15 +32,17 @@ class ShortRun(NamedTuple):
     bias: Array  # float32 [N, Lm, E] balance bias after the step
 
 
-def short_run(preset: str, *, make: Callable[[ModelConfig], Transformer] = Transformer, **settings: Any) -> ShortRun:
+def short_run(
+    preset: str, *, make: Callable[[ModelConfig, Recipe | None], Transformer] = Transformer, **settings: Any
+) -> ShortRun:
     """Train preset `preset` with `settings` changed (fields of `ModelConfig` and `TrainConfig`).
 
     Parameters
     ----------
     preset : str
         'nano', 'tiny' or 'small'.
-    make : function of a ModelConfig
-        Builds the model: a variant of `Transformer`, or one with a recipe or another selection rule.
+    make
+        Builds the model, as for `quick_run`.
     **settings
         As ``--set`` of the command line; ``data`` is 'synthetic' unless given.
 
@@ -51,27 +51,14 @@ def short_run(preset: str, *, make: Callable[[ModelConfig], Transformer] = Trans
     ValueError
         An unknown setting, a vocabulary too small for bytes, or a corpus that is not there.
     """
-    config, train = replace_settings(
-        ModelConfig.preset(preset), TrainConfig.preset(preset), {"data": "synthetic"} | settings
-    )
-    tokenizer = ByteTokenizer()
-    if config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"vocab_size={config.vocab_size} is smaller than the {tokenizer.vocab_size} ids of bytes")
-    documents, _ = split_documents(load_corpus(train.data).documents)
-    loader = Loader(documents, tokenizer, train.seq_len, train.seed)
-    model = make(config)
-    model.init_weights(np.random.default_rng(np.random.SeedSequence(train.seed, spawn_key=(0,))))
-    flat = FlatParameters(model)
-    optimizer, gradients = AdamW(flat, train), [flat.new_gradient() for _ in range(train.shards)]
-    results, biases = [], []
-    for step in range(1, train.steps + 1):
-        batch = loader.batch(sequences_before(train, step), batch_size(train, step))
-        results.append(train_step(model, optimizer, gradients, cut(*batch, train.shards), train, step))
-        biases.append(_biases(model))
-    main, mtp, balance = np.array([[r.main_loss, r.mtp_loss, r.balance_loss] for r in results]).T
+    settings = {"data": "synthetic"} | settings
+    config, train = replace_settings(ModelConfig.preset(preset), TrainConfig.preset(preset), settings)
+    biases: list[Array] = []
+    run = quick_run(config, train, make=make, on_step=lambda step, model, result: biases.append(_biases(model)))
+    main, mtp, balance = (run.curve(f"{name}_loss") for name in ("main", "mtp", "balance"))
+    load = np.array([result.expert_load for result in run.steps])
     steps = np.arange(1, train.steps + 1, dtype=np.int64)
-    load = np.array([r.expert_load for r in results])
-    return ShortRun(model, train, steps, main, mtp, balance, load, np.array(biases))
+    return ShortRun(run.model, train, steps, main, mtp, balance, load, np.array(biases))
 
 
 def _biases(model: Transformer) -> Array:
