@@ -29,6 +29,9 @@ const settings = mkdtempSync(join(tmpdir(), "minidsv3-settings-"));
 mkdirSync(join(settings, "@jupyterlab", "notebook-extension"), { recursive: true });
 const tracker = join(settings, "@jupyterlab", "notebook-extension", "tracker.jupyterlab-settings");
 writeFileSync(tracker, JSON.stringify({ windowingMode: "none" }));
+mkdirSync(join(settings, "@jupyterlab", "apputils-extension"), { recursive: true });
+const news = join(settings, "@jupyterlab", "apputils-extension", "notification.jupyterlab-settings");
+writeFileSync(news, JSON.stringify({ fetchNews: "false", checkForUpdates: false }));
 const lessonsIn = (folder) => readdirSync(folder).filter((name) => /^\d\d_.*\.ipynb$/.test(name));
 for (const name of lessonsIn(room)) { // without outputs: what is there later comes from this run
   const notebook = JSON.parse(readFileSync(join(room, name), "utf8"));
@@ -63,7 +66,9 @@ async function runAll(page, lesson) {
   page.lesson = lesson;
   await page.goto(`http://127.0.0.1:${port}/lab/workspaces/check/tree/${lesson}.ipynb?reset`);
   await page.waitForSelector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", { timeout: 60_000 });
-  await page.waitForSelector('[data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]', { timeout: 60_000 });
+  const kernel = page.locator('.jp-Dialog button:has-text("Select")'); // asked for the kernel of a new room
+  await kernel.click({ timeout: 5_000 }).catch(() => {});
+  await page.waitForSelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', { timeout: 60_000 });
   await page.click('.lm-MenuBar-itemLabel:text-is("Run")');
   await page.click('.lm-Menu-itemLabel:text-is("Run All Cells")');
   const deadline = Date.now() + minutes * 60_000;
