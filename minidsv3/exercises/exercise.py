@@ -61,7 +61,7 @@ class Exercise:
     lesson: int
     minutes: int
     properties: tuple[Property, ...]
-    seconds: float = 10.0
+    seconds: float = 5.0
     allowed: tuple[str, ...] = ()
     enter: Callable[[Any, Any], None] | None = None
     variants: Callable[[Any], tuple[Property, ...]] = _no_variant
