@@ -268,6 +268,34 @@ def test_own_implementation_of_a_rule_scores_zero(submission):
     assert all("uses the package's own minidsv3.train.balance" in r.detail for r in results)
 
 
+def profile_off(bias, load, speed):
+    sys.setprofile(None)
+    return wrapped(bias, load, speed)
+
+
+def test_switching_the_watch_off_scores_zero():
+    def rule(bias, load, speed):
+        sys.setprofile(None)
+        return update_bias(bias, load, speed)
+
+    assert all("out of sight" in detail for detail in details("bias_update", rule))
+    assert sum(r.points for r in evaluate("bias_update", profile_off)) == 0
+
+
+def test_answers_of_the_exercise_itself_are_borrowed_too():
+    from minidsv3.exercises import ex14_bug_gate_bias, ex27_promoted_sum, planted
+
+    def repaired(logits, bias, top_k):
+        return planted.function_of(ex14_bug_gate_bias.CORRECT)(logits, bias, top_k)
+
+    def promoted(products, interval, narrow):
+        return ex27_promoted_sum._expected(products, interval)
+
+    finding = planted.Finding(7, lambda: ex14_bug_gate_bias.cases(np.random.default_rng(0))[0], repaired)
+    assert sum(r.points for r in evaluate("bug_gate_bias", finding)) == 0
+    assert sum(r.points for r in evaluate("promoted_sum", promoted)) == 0
+
+
 def test_own_function_wrapped_twice_is_found():
     @functools.wraps(select_experts)
     def outer(*args, **kwargs):

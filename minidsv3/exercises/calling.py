@@ -6,8 +6,8 @@ implementation, or a wrapper of it, is `Borrowed`. That is a watch for the hones
 this process can in the end do anything, which is why a class is graded under another user (TEACHING.md).
 
 A time limit is a thread that, when time is up, interrupts the main thread again and again until the block is left: a
-handler for the interrupt, installed for the block, raises there, and tells it from a Ctrl-C. Off the main thread no
-code can be interrupted, and there is no limit.
+handler for the interrupt, installed for the block, raises there, and tells it from a Ctrl-C. Time is counted in ticks: a
+machine that sleeps uses none. Off the main thread no code can be interrupted, and there is no limit.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from ..autograd import Function
 from .exercise import Failed
 
 PACKAGE = __package__.split(".")[0]
-ENGINE = tuple(f"{PACKAGE}.{room}" for room in ("autograd", "config", "gradcheck", "exercises", "plots"))
-AGAIN = 0.05  # seconds between interrupts
+ENGINE = tuple(
+    f"{PACKAGE}.{name}"
+    for name in ("autograd.", "config.", "gradcheck.", "plots.", "exercises.calling.", "exercises.planted.Finding")
+)
+TICK = 0.05  # seconds
 
 
 class Borrowed(BaseException):
@@ -58,11 +61,12 @@ def time_limit(seconds: float) -> Iterator[None]:
             raise TimeIsUp
 
     def watch() -> None:
-        wait = seconds
-        while not left.wait(wait):
-            up.set()
-            _interrupt_main()
-            wait = AGAIN
+        waited = 0.0
+        while not left.wait(min(TICK, seconds)):
+            waited += TICK
+            if waited >= seconds:
+                up.set()
+                _interrupt_main()
 
     previous, thread = signal.signal(signal.SIGINT, interrupted), threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -163,8 +167,9 @@ def _watching(borrowed: list[str], allowed: tuple[str, ...]) -> Iterator[None]:
     def see(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and not borrowed:
             module = frame.f_globals.get("__name__", "")
-            if _is_ours(module) and not module.startswith(allowed):
-                borrowed.append(f"{module}.{frame.f_code.co_name}")
+            name = f"{module}.{frame.f_code.co_name}"
+            if _is_ours(module) and not name.startswith(allowed):
+                borrowed.append(name)
 
     previous = sys.getprofile()
     sys.setprofile(see)
@@ -173,7 +178,23 @@ def _watching(borrowed: list[str], allowed: tuple[str, ...]) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        if sys.getprofile() is not see:
+            borrowed.append("code out of sight: the profile function was replaced")
         sys.setprofile(previous)
+
+
+def given(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as it is handed to a student's code: what runs inside it is ours, and not looked at."""
+
+    def inner(*args: Any, **constants: Any) -> Any:
+        watcher = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return function(*args, **constants)
+        finally:
+            sys.setprofile(watcher)
+
+    return inner
 
 
 def borrowed_part(submission: Any, allowed: tuple[str, ...] = ()) -> str | None:
@@ -203,7 +224,7 @@ def _name_in(value: Any, allowed: tuple[str, ...]) -> str:
         module, name = value.__module__ or "", f".{value.__qualname__}"
     else:
         module, name = type(value).__module__ or "", f".{type(value).__qualname__}"
-    return module + name if _is_ours(module) and not module.startswith(allowed) else ""
+    return module + name if _is_ours(module) and not f"{module}{name or '.'}".startswith(allowed) else ""
 
 
 def _is_ours(module: str) -> bool:
@@ -232,7 +253,7 @@ def _inside(value: Any, allowed: tuple[str, ...]) -> list[Any]:
         return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), wrapped,
                 *_named_by(value.__code__, value.__globals__)]  # fmt: skip
     if isinstance(value, type):
-        theirs = value.__module__ not in sys.stdlib_module_names and not value.__module__.startswith(("numpy", *ENGINE))
+        theirs = value.__module__ not in sys.stdlib_module_names and not value.__module__.startswith(("numpy", PACKAGE))
         return [*value.__bases__, *vars(value).values()] if theirs and value is not object else []
     if isinstance(value, types.ModuleType | np.ndarray | np.generic) or not hasattr(value, "__dict__"):
         return []

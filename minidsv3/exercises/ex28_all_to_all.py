@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .calling import Mine
+from .calling import Mine, given
 from .exercise import Exercise, Failed, Property, array, parts, require, same, sizes
 
 Rng = np.random.Generator
@@ -55,7 +55,7 @@ def _run(mine: Mine, case: dict[str, Any]) -> tuple[list[np.ndarray], Exchange]:
         held.append((rank, e))
         return _expert(e, rows)
 
-    got = parts("the result", mine(**case, expert=expert, exchange=exchange), ranks)
+    got = parts("the result", mine(**case, expert=given(expert), exchange=given(exchange)), ranks)
     return [array(f"the output of rank {r}", y, x.shape) for r, (y, x) in enumerate(zip(got, case["x"]))], exchange
 
 
