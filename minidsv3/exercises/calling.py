@@ -6,8 +6,8 @@ implementation, or a wrapper of it, is `Borrowed`. That is a watch for the hones
 this process can in the end do anything, which is why a class is graded under another user (TEACHING.md).
 
 A time limit is a thread that, when time is up, interrupts the main thread again and again until the block is left: a
-handler for the interrupt, installed for the block, raises there, and tells it from a Ctrl-C. Time is counted in ticks: a
-machine that sleeps uses none. Off the main thread no code can be interrupted, and there is no limit.
+handler for the interrupt, installed for the block, raises there, and tells it from a Ctrl-C. Time is counted in ticks:
+a machine that sleeps uses none. Off the main thread no code can be interrupted, and there is no limit.
 """
 
 from __future__ import annotations
