@@ -163,6 +163,28 @@ def test_arguments_are_copies():
     assert x.tolist() == [0, 1, 2]
 
 
+def test_prints_of_a_student_do_not_bury_the_answer(capsys):
+    def chatty(bias, load, speed):
+        print("holds 99/99 everything")
+        return update_bias(bias, load, speed)
+
+    check("bias_update", chatty)
+    assert "99" not in capsys.readouterr().out
+
+
+def test_wrong_number_of_a_course_is_not_told_its_direction():
+    exercise = catalogue()["bill_cache"]
+    variant = exercise.draw(np.random.default_rng(5)).key
+    answers = {p.name: 1e30 for p in exercise.properties}
+    assert all("too large" in detail for detail in details("bill_cache", answers))
+    assert not any("too large" in detail for detail in details("bill_cache", answers, variant=variant))
+
+
+def test_missing_factor_is_named():
+    (detail,) = [d for d in details("bill_cache", {"gib_at_context": 70272 * 131072 / 1e9}) if "GiB" in d]
+    assert "by a factor of 1.074 (1 GB = 10^9 B, 1 GiB = 2^30 B)" in detail
+
+
 def test_warnings_of_a_student_are_no_errors():
     def noisy(bias, load, speed):
         np.log(np.zeros(1))

@@ -3,8 +3,8 @@
 import ast
 import json
 import re
+import warnings
 
-import jupytext
 import nbformat
 import numpy as np
 import pytest
@@ -23,6 +23,10 @@ from minidsv3.exercises.sources import (
     read_percent,
     sources,
 )
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its Markdown library asks for the locale's encoding
+    import jupytext
 
 SOURCES = sources()
 NAMES = list(catalogue())

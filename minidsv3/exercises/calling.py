@@ -1,9 +1,10 @@
 """Calling a student's code so that whatever it does becomes one clear line.
 
-It gets copies of the arrays and may not change them; exceptions, wrong types and time-outs become `Failed`; and while
-it runs, a profile function watches whether code of this package runs inside it: handing in the package's own
-implementation, or a wrapper of it, is `Borrowed`. That is a watch for the honest and the hurried, not a wall: code in
-this process can in the end do anything, which is why a class is graded under another user (TEACHING.md).
+It gets copies of the arrays and may not change them; exceptions, wrong types and time-outs become `Failed`; what it
+prints is not shown, or a thousand calls would bury the answer. While it runs, a profile function watches whether code
+of this package runs inside it: handing in the package's own implementation, or a wrapper of it, is `Borrowed`. That is
+a watch for the honest and the hurried, not a wall: code in this process can in the end do anything, which is why a
+class is graded under another user (TEACHING.md).
 
 A time limit is a thread that, when time is up, interrupts the main thread again and again until the block is left: a
 handler for the interrupt, installed for the block, raises there, and tells it from a Ctrl-C. Time is counted in ticks:
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import _thread
 import dis
+import io
 import signal
 import sys
 import threading
@@ -21,7 +23,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -40,6 +42,13 @@ TICK = 0.05  # seconds
 
 class Borrowed(BaseException):
     """The work is, wraps or imports the package's own implementation; no `except Exception` stops it."""
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes what is printed and keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class TimeIsUp(BaseException):
@@ -174,7 +183,7 @@ def _watching(borrowed: list[str], allowed: tuple[str, ...]) -> Iterator[None]:
     previous = sys.getprofile()
     sys.setprofile(see)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), redirect_stdout(_Nowhere()):
             warnings.simplefilter("ignore")
             yield
     finally:
