@@ -5,7 +5,6 @@ import json
 import re
 import warnings
 
-import nbformat
 import numpy as np
 import pytest
 
@@ -25,8 +24,9 @@ from minidsv3.exercises.sources import (
 )
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # its Markdown library asks for the locale's encoding
+    warnings.simplefilter("ignore")  # libraries behind these ask for the locale's encoding
     import jupytext
+    import nbformat
 
 SOURCES = sources()
 NAMES = list(catalogue())
