@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from ..ops.linear import Gemm
-from ..quant.blockwise import dequantize, quantize_tiles
 from ..quant.formats import round_to
 from .calling import Mine, given
 from .exercise import Exercise, Property, array, parts, require, same, sizes
@@ -91,11 +90,6 @@ class _Recipe:
 
 def _enter(submission: Any, parts: Any) -> None:
     parts.recipe = _Recipe(submission)
-
-
-def package_way(x: np.ndarray, block: int) -> np.ndarray:
-    """What the package makes of x with its own tiles: float32, codes times scales."""
-    return dequantize(*quantize_tiles(x, block=block), rows=1, columns=block)
 
 
 EXERCISE = Exercise(
