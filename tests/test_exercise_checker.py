@@ -163,6 +163,28 @@ def test_arguments_are_copies():
     assert x.tolist() == [0, 1, 2]
 
 
+def test_prints_of_a_student_do_not_bury_the_answer(capsys):
+    def chatty(bias, load, speed):
+        print("holds 99/99 everything")
+        return update_bias(bias, load, speed)
+
+    check("bias_update", chatty)
+    assert "99" not in capsys.readouterr().out
+
+
+def test_wrong_number_of_a_course_is_not_told_its_direction():
+    exercise = catalogue()["bill_cache"]
+    variant = exercise.draw(np.random.default_rng(5)).key
+    answers = {p.name: 1e30 for p in exercise.properties}
+    assert all("too large" in detail for detail in details("bill_cache", answers))
+    assert not any("too large" in detail for detail in details("bill_cache", answers, variant=variant))
+
+
+def test_missing_factor_is_named():
+    (detail,) = [d for d in details("bill_cache", {"gib_at_context": 70272 * 131072 / 1e9}) if "GiB" in d]
+    assert "by a factor of 1.074 (1 GB = 10^9 B, 1 GiB = 2^30 B)" in detail
+
+
 def test_warnings_of_a_student_are_no_errors():
     def noisy(bias, load, speed):
         np.log(np.zeros(1))
@@ -266,6 +288,34 @@ def test_own_implementation_of_a_rule_scores_zero(submission):
     results = evaluate("bias_update", submission, seed=3)
     assert sum(r.points for r in results) == 0
     assert all("uses the package's own minidsv3.train.balance" in r.detail for r in results)
+
+
+def profile_off(bias, load, speed):
+    sys.setprofile(None)
+    return wrapped(bias, load, speed)
+
+
+def test_switching_the_watch_off_scores_zero():
+    def rule(bias, load, speed):
+        sys.setprofile(None)
+        return update_bias(bias, load, speed)
+
+    assert all("out of sight" in detail for detail in details("bias_update", rule))
+    assert sum(r.points for r in evaluate("bias_update", profile_off)) == 0
+
+
+def test_answers_of_the_exercise_itself_are_borrowed_too():
+    from minidsv3.exercises import ex14_bug_gate_bias, ex27_promoted_sum, planted
+
+    def repaired(logits, bias, top_k):
+        return planted.function_of(ex14_bug_gate_bias.CORRECT)(logits, bias, top_k)
+
+    def promoted(products, interval, narrow):
+        return ex27_promoted_sum._expected(products, interval)
+
+    finding = planted.Finding(7, lambda: ex14_bug_gate_bias.cases(np.random.default_rng(0))[0], repaired)
+    assert sum(r.points for r in evaluate("bug_gate_bias", finding)) == 0
+    assert sum(r.points for r in evaluate("promoted_sum", promoted)) == 0
 
 
 def test_own_function_wrapped_twice_is_found():

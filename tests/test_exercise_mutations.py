@@ -48,8 +48,8 @@ def mutants_of(node):
 
 
 def mark_free(tree):
-    """Numbers that may change and change nothing: -1 among the sizes of a reshape, 1 as the least count of a mean, and which
-    of its inputs an op is asked about, since all of them want a gradient here."""
+    """Numbers that may change and change nothing: -1 among the sizes of a reshape, 1 as the least count of a mean,
+    and which input an op asks about, since all of them want a gradient here."""
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         if name in ("reshape", "max", "needs"):

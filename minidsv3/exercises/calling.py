@@ -1,19 +1,21 @@
 """Calling a student's code so that whatever it does becomes one clear line.
 
-It gets copies of the arrays and may not change them; exceptions, wrong types and time-outs become `Failed`; and while
-it runs, a profile function watches whether code of this package runs inside it: handing in the package's own
-implementation, or a wrapper of it, is `Borrowed`. That is a watch for the honest and the hurried, not a wall: code in
-this process can in the end do anything, which is why a class is graded under another user (TEACHING.md).
+It gets copies of the arrays and may not change them; exceptions, wrong types and time-outs become `Failed`; what it
+prints is not shown, or a thousand calls would bury the answer. While it runs, a profile function watches whether code
+of this package runs inside it: handing in the package's own implementation, or a wrapper of it, is `Borrowed`. That is
+a watch for the honest and the hurried, not a wall: code in this process can in the end do anything, which is why a
+class is graded under another user (TEACHING.md).
 
 A time limit is a thread that, when time is up, interrupts the main thread again and again until the block is left: a
-handler for the interrupt, installed for the block, raises there, and tells it from a Ctrl-C. Off the main thread no
-code can be interrupted, and there is no limit.
+handler for the interrupt, installed for the block, raises there, and tells it from a Ctrl-C. Time is counted in ticks:
+a machine that sleeps uses none. Off the main thread no code can be interrupted, and there is no limit.
 """
 
 from __future__ import annotations
 
 import _thread
 import dis
+import io
 import signal
 import sys
 import threading
@@ -21,7 +23,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -31,12 +33,22 @@ from ..autograd import Function
 from .exercise import Failed
 
 PACKAGE = __package__.split(".")[0]
-ENGINE = tuple(f"{PACKAGE}.{room}" for room in ("autograd", "config", "gradcheck", "exercises", "plots"))
-AGAIN = 0.05  # seconds between interrupts
+ENGINE = tuple(
+    f"{PACKAGE}.{name}"
+    for name in ("autograd.", "config.", "gradcheck.", "plots.", "exercises.calling.", "exercises.planted.Finding")
+)
+TICK = 0.05  # seconds
 
 
 class Borrowed(BaseException):
     """The work is, wraps or imports the package's own implementation; no `except Exception` stops it."""
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes what is printed and keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class TimeIsUp(BaseException):
@@ -58,11 +70,12 @@ def time_limit(seconds: float) -> Iterator[None]:
             raise TimeIsUp
 
     def watch() -> None:
-        wait = seconds
-        while not left.wait(wait):
-            up.set()
-            _interrupt_main()
-            wait = AGAIN
+        waited = 0.0
+        while not left.wait(min(TICK, seconds)):
+            waited += TICK
+            if waited >= seconds:
+                up.set()
+                _interrupt_main()
 
     previous, thread = signal.signal(signal.SIGINT, interrupted), threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -163,17 +176,34 @@ def _watching(borrowed: list[str], allowed: tuple[str, ...]) -> Iterator[None]:
     def see(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and not borrowed:
             module = frame.f_globals.get("__name__", "")
-            if _is_ours(module) and not module.startswith(allowed):
-                borrowed.append(f"{module}.{frame.f_code.co_name}")
+            name = f"{module}.{frame.f_code.co_name}"
+            if _is_ours(module) and not name.startswith(allowed):
+                borrowed.append(name)
 
     previous = sys.getprofile()
     sys.setprofile(see)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), redirect_stdout(_Nowhere()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        if sys.getprofile() is not see:
+            borrowed.append("code out of sight: the profile function was replaced")
         sys.setprofile(previous)
+
+
+def given(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as it is handed to a student's code: what runs inside it is ours, and not looked at."""
+
+    def inner(*args: Any, **constants: Any) -> Any:
+        watcher = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return function(*args, **constants)
+        finally:
+            sys.setprofile(watcher)
+
+    return inner
 
 
 def borrowed_part(submission: Any, allowed: tuple[str, ...] = ()) -> str | None:
@@ -203,7 +233,7 @@ def _name_in(value: Any, allowed: tuple[str, ...]) -> str:
         module, name = value.__module__ or "", f".{value.__qualname__}"
     else:
         module, name = type(value).__module__ or "", f".{type(value).__qualname__}"
-    return module + name if _is_ours(module) and not module.startswith(allowed) else ""
+    return module + name if _is_ours(module) and not f"{module}{name or '.'}".startswith(allowed) else ""
 
 
 def _is_ours(module: str) -> bool:
@@ -232,7 +262,7 @@ def _inside(value: Any, allowed: tuple[str, ...]) -> list[Any]:
         return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), wrapped,
                 *_named_by(value.__code__, value.__globals__)]  # fmt: skip
     if isinstance(value, type):
-        theirs = value.__module__ not in sys.stdlib_module_names and not value.__module__.startswith(("numpy", *ENGINE))
+        theirs = value.__module__ not in sys.stdlib_module_names and not value.__module__.startswith(("numpy", PACKAGE))
         return [*value.__bases__, *vars(value).values()] if theirs and value is not object else []
     if isinstance(value, types.ModuleType | np.ndarray | np.generic) or not hasattr(value, "__dict__"):
         return []

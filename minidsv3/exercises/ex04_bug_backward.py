@@ -36,6 +36,7 @@ BUGS = (
         "    dw = dp.T @ x",
         "the gradient of the output is used for the weight: the softmax is skipped",
     ),
+    Bug("    dx = dlogits @ w", "    dx = dp @ w", "the same for the input"),
 )
 
 

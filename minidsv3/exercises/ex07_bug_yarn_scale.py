@@ -46,6 +46,11 @@ BUGS = (
         "    k_turned = k_pairs * rotation.conj()",
         "keys turned backwards: scores depend on the sum of positions",
     ),
+    Bug(
+        "    mscale = 0.1 * np.log(factor) + 1",
+        "    mscale = 0.1 * np.log2(factor) + 1",
+        "row 15: another logarithm, another temperature",
+    ),
 )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .calling import Mine
+from .calling import Mine, given
 from .exercise import Exercise, Property, array, require, same, sizes
 
 Rng = np.random.Generator
@@ -32,7 +32,7 @@ def _expected(products: np.ndarray, interval: int) -> np.float32:
 
 
 def _sum(mine: Mine, products: np.ndarray, interval: int) -> np.float32:
-    got = mine(products, interval, narrow)
+    got = mine(products, interval, given(narrow))
     if isinstance(got, np.ndarray):
         array("the sum", got, ())
     require(

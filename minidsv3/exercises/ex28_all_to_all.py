@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .calling import Mine
+from .calling import Mine, given
 from .exercise import Exercise, Failed, Property, array, parts, require, same, sizes
 
 Rng = np.random.Generator
@@ -55,7 +55,7 @@ def _run(mine: Mine, case: dict[str, Any]) -> tuple[list[np.ndarray], Exchange]:
         held.append((rank, e))
         return _expert(e, rows)
 
-    got = parts("the result", mine(**case, expert=expert, exchange=exchange), ranks)
+    got = parts("the result", mine(**case, expert=given(expert), exchange=given(exchange)), ranks)
     return [array(f"the output of rank {r}", y, x.shape) for r, (y, x) in enumerate(zip(got, case["x"]))], exchange
 
 
@@ -83,9 +83,9 @@ def _travels(mine: Mine, rng: Rng) -> None:
     away = sum(int((idx // 2 != r).sum()) for r, idx in enumerate(case["topk_idx"]))
     row = case["x"][0].shape[1] * 8
     limit = away * (2 * row + 16) + 200  # there and back, and a few numbers that say what it is
-    require(exchange.bytes_between_ranks <= limit,
-            f"{exchange.bytes_between_ranks} bytes left their rank for {away} rows: at most {limit} were needed")  # fmt: skip
-    require(exchange.bytes_between_ranks >= 2 * away * row, "rows reached experts of other ranks without exchange")
+    total = exchange.bytes_between_ranks
+    require(total <= limit, f"{total} bytes left their rank for {away} rows: at most {limit} were needed")
+    require(total >= 2 * away * row, "rows reached experts of other ranks without exchange")
 
 
 def _idle(mine: Mine, rng: Rng) -> None:

@@ -53,7 +53,11 @@ def _bubble(mine: Mine, rng: Rng) -> None:
     F, B = 1.0, 2.0
     line = timeline(Schedule("1f1b", _plan(mine, ranks, chunks)), {"F": F, "B": B})
     expected = bubble("1f1b", ranks, F, B, 0.0, 0.0)
-    same(f"idle time of each of {ranks} ranks with {chunks} chunks", np.array(line.idle), np.full(ranks, expected))
+    same(
+        f"idle time of each of {ranks} ranks with {chunks} chunks",
+        np.array(line.idle),
+        np.full(ranks, expected, np.float64),
+    )
 
 
 EXERCISE = Exercise(

@@ -50,7 +50,7 @@ class Exercise:
     minutes : what a student should plan for it
     properties : the checks of the public exercise
     seconds : what one property may take
-    allowed : modules of the package that a solution may use besides the engine
+    allowed : beginnings of names of the package that a solution may use besides the engine
     enter : what puts a solution into the model, a function of (submission, `training.Parts`); None: nothing to enter
     variants : properties of a course's own variant of a question; only of kinds A and B
     draw : a course's variant from a generator: what the student's notebook names, and what stands in its cells
@@ -61,7 +61,7 @@ class Exercise:
     lesson: int
     minutes: int
     properties: tuple[Property, ...]
-    seconds: float = 10.0
+    seconds: float = 5.0
     allowed: tuple[str, ...] = ()
     enter: Callable[[Any, Any], None] | None = None
     variants: Callable[[Any], tuple[Property, ...]] = _no_variant

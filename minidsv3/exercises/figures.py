@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from .. import plots
 
@@ -19,6 +20,7 @@ def losses_beside(ax: Axes, own: np.ndarray, ours: np.ndarray, names: Sequence[s
     verdict = "the package's curve" if gap < 0.01 else f"up to {gap:.2f} nats away from the package's"
     what = ", ".join(names) if len(names) < 4 else f"{len(names)} of your solutions"
     ax.set(xlabel="step", ylabel="training loss (nats)", title=f"With {what}: {verdict}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     sentence = f"Loss of nano over {len(own)} steps, {own[0]:.2f} to {own[-1]:.2f} with {what}; {verdict}."
     return plots.describe(ax, sentence)

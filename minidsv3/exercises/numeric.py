@@ -1,8 +1,9 @@
 """Questions whose answer is a number with a unit, on a model or machine that is given as a few numbers.
 
 The public question asks about published sizes; a course draws its own (`draw`), so an answer copied from the public
-key is wrong there. A wrong answer is told whether it is too large or too small, never by how much, except for the
-factors that everybody trips over: 1024 against 1000, bits against bytes, a missing 2.
+key is wrong there. A wrong answer to the public question is told whether it is too large or too small (a course's is
+not: nobody should find it by halving), and where a factor is missing that everybody trips over: 1024 against 1000,
+bits against bytes, a 2.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def numeric_exercise(
         if not isinstance(numbers_given, dict) or set(numbers_given) != set(given):
             raise ValueError(f"variant={numbers_given!r} does not give exactly {', '.join(given)}")
         return tuple(
-            Property(q.name, q.points, f"{q.text} ({q.unit})", _test(q, numbers_given), q.hint) for q in questions
+            Property(q.name, q.points, f"{q.text} ({q.unit})", _test(q, numbers_given, numbers_given == given), q.hint)
+            for q in questions
         )
 
     def variant(rng: np.random.Generator) -> Variant:
@@ -75,7 +77,7 @@ def _literal(value: float) -> str:
     return repr(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def _test(q: Question, given: Given) -> Callable[[Mine, np.random.Generator], None]:
+def _test(q: Question, given: Given, public: bool) -> Callable[[Mine, np.random.Generator], None]:
     def test(mine: Mine, rng: np.random.Generator) -> None:
         part = mine.part(q.name)
         got = part() if callable(part.submission) else part.submission
@@ -84,7 +86,9 @@ def _test(q: Question, given: Given) -> Callable[[Mine, np.random.Generator], No
         expected, number = float(q.answer(given)), float(got)
         if math.isfinite(number) and abs(number - expected) <= q.rtol * abs(expected):
             return
-        wrong = "too large" if number > expected else "too small" if number < expected else "not a number"
+        if math.isnan(number):
+            raise Failed("the answer is not a number")
+        wrong = ("too large" if number > expected else "too small") if public else "wrong"
         raise Failed(f"got {number:,.10g} {q.unit}, which is {wrong}{_remark(number, expected)}")
 
     return test

@@ -1,8 +1,9 @@
 """Find the bug: a small module that looks right, with one wrong line.
 
 Each planted error is one that others made (the list with sources is in the exercise's file). The student says which
-line it is, gives inputs on which it shows, and mends it: three properties. A course plants one of the other errors of
-the same module, so that the public answer points at the wrong line there.
+line it is, gives inputs on which it shows, and mends it: three properties. Inputs count together with the line only,
+since many inputs show many errors. A course plants another error of the same module on another line, so that the
+public answer points at the wrong one there.
 
 The text of the correct module and the lines that replace one of its own stand side by side in the exercise's file; the
 module is run from this text, and a test holds the correct one equal to the package.
@@ -59,7 +60,7 @@ def find_the_bug(
         wrong = function_of(text)
         number = text.splitlines().index(bug.wrong) + 1
 
-        def line(mine: Mine, rng: np.random.Generator) -> None:
+        def line(mine: Mine, rng: np.random.Generator | None = None) -> None:
             part = mine.part("line")
             got = part() if callable(part.submission) else part.submission
             if isinstance(got, bool) or not isinstance(got, int | np.integer):
@@ -68,6 +69,7 @@ def find_the_bug(
                 raise Failed(f"line {got} is as it should be")
 
         def witness(mine: Mine, rng: np.random.Generator) -> None:
+            line(mine)  # many inputs show many errors: only with the line is it a finding
             inputs = mine.part("witness")()
             names = list(cases(rng)[0])
             if not isinstance(inputs, dict) or set(inputs) != set(names):
@@ -86,12 +88,19 @@ def find_the_bug(
 
         return (
             Property("line", 3, "the wrong line is named", line, hint),
-            Property("witness", 3, "inputs on which the module is wrong", witness, "what must hold for any input?"),
+            Property(
+                "witness",
+                3,
+                "with the line, inputs on which the module is wrong",
+                witness,
+                "what must hold for any input?",
+            ),
             Property("repaired", 4, "the mended module is right on random inputs", repaired, hint),
         )
 
     def variant(rng: np.random.Generator) -> Variant:
-        i = int(rng.integers(1, len(bugs)))  # never the public one
+        lines = [text.splitlines().index(bug.wrong) for text, bug in zip(texts, bugs)]
+        i = int(rng.choice([j for j, line in enumerate(lines) if line != lines[0]]))  # never the line of the public one
         return Variant(key_of(texts[i]), texts[i], solution_cell(correct, texts[i], bugs[i], cases))
 
     return Exercise(title, "B", lesson, minutes, properties(key_of(texts[0])), variants=properties, draw=variant)

@@ -1,0 +1,172 @@
+"""nbgrader's whole round trip on generated submissions: release, autograde, feedback, export.
+
+Optional: needs the extra `classroom`. A class of 8 by default, or as many as MINIDSV3_CLASS says.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from minidsv3.exercises import ex14_bug_gate_bias as bug
+from minidsv3.exercises.checker import catalogue
+from minidsv3.exercises.planted import key_of, planted, solution_cell
+from minidsv3.exercises.sources import FOLDER, build_course, read_percent, sources, write
+
+pytest.importorskip("nbgrader")
+pytestmark = pytest.mark.slow
+
+COURSE_SEED = 918273645546372819
+STUDENTS = int(os.environ.get("MINIDSV3_CLASS", "8"))
+SECONDS = 300  # of one notebook
+EXERCISES = ("rms_norm", "bug_gate_bias")
+
+
+def nbgrader(folder, *arguments):
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def reference(name):
+    cells = read_percent(sources()[name].read_text(encoding="utf-8"))
+    return next(c.source for c in cells if c.metadata.get("nbgrader", {}).get("grade_id") == "solution")
+
+
+def course_bug(course):
+    """Index of the error that this course planted."""
+    text = (course / "source" / "ex14_bug_gate_bias" / "ex14_bug_gate_bias.ipynb").read_text(encoding="utf-8")
+    return next(i for i, b in enumerate(bug.BUGS) if key_of(planted(bug.CORRECT, b)) in text)
+
+
+def op_answers():
+    """Kinds of answers to rms_norm: name -> (text of the solution cell, points of each property)."""
+    good = reference("rms_norm")
+    body = "        ### BEGIN SOLUTION\n        r = 1 / np.sqrt("
+    own = "from minidsv3.ops.norm import RMSNormFunction\n\n\nclass RMSNorm(RMSNormFunction):\n    pass"
+    nothing = dict(values=0, types=0, gradients=0)
+    return {
+        "perfect": (good, dict(values=3, types=2, gradients=5)),
+        "untouched": (None, nothing),
+        "partly right": (good.replace("g - x * r * r * (g * x).mean(axis=-1, keepdims=True)", "g"),
+                         dict(values=3, types=2, gradients=0)),
+        "in double precision": (good.replace("x.dtype.type(eps)", "np.float64(eps)"),
+                                dict(values=3, types=0, gradients=5)),
+        "raises": (good.replace(body, "        raise ValueError('no')\n" + body), nothing),
+        "hangs": (good.replace(body, "        while True:\n            pass\n" + body), nothing),
+        "borrowed": (own, nothing),
+        "no Python": ("class RMSNorm(", nothing),
+    }  # fmt: skip
+
+
+def bug_answers(planted_bug):
+    """Kinds of answers to bug_gate_bias; `planted_bug` is the course's own error."""
+    answers = {}
+    for i, error in enumerate(bug.BUGS):
+        text = solution_cell(bug.CORRECT, planted(bug.CORRECT, error), error, bug.cases)
+        right = i == planted_bug
+        answers[f"finding {i}"] = (text, dict(line=3 * right, witness=3 * right, repaired=4))
+    nothing = dict(line=0, witness=0, repaired=0)
+    text = answers[f"finding {planted_bug}"][0]
+    return answers | {
+        "untouched": (None, nothing),
+        "raises": ("raise RuntimeError('no')", nothing),
+        "hangs": (text.replace("    ### BEGIN", "    while True:\n        pass\n    ### BEGIN"), nothing),
+        "not mended": (text.replace("(scores, topk_idx", "(choice, topk_idx").replace("-logits)", "-logits - bias)"),
+                       dict(line=3, witness=3, repaired=0)),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A course, graded: (folder, expected points by student and exercise, what the commands said, seconds)."""
+    folder = tmp_path_factory.mktemp("course")
+    write(build_course(folder, COURSE_SEED), FOLDER / "nbgrader_config.py")
+    expected, said, seconds = {}, {}, {}
+    for name in EXERCISES:
+        stem = sources()[name].stem
+        said[name, "release"] = nbgrader(folder, "generate_assignment", stem)
+        released = folder / "release" / stem / f"{stem}.ipynb"
+        answers = op_answers() if name == "rms_norm" else bug_answers(course_bug(folder))
+        for number in range(STUDENTS):
+            kind = list(answers)[number % len(answers)]
+            solution, points = answers[kind]
+            student = f"s{number:02d}"
+            notebook = json.loads(released.read_text(encoding="utf-8"))
+            for cell in notebook["cells"]:
+                if solution and cell["metadata"].get("nbgrader", {}).get("grade_id") == "solution":
+                    cell["source"] = solution
+            place = folder / "submitted" / student / stem
+            place.mkdir(parents=True)
+            (place / f"{stem}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+            expected[student, stem] = kind, points
+        start = time.monotonic()
+        said[name, "autograde"] = nbgrader(folder, "autograde", stem)
+        seconds[name] = time.monotonic() - start
+        said[name, "feedback"] = nbgrader(folder, "generate_feedback", stem)
+    said["export"] = nbgrader(folder, "export", "--to=grades.csv")
+    print({name: f"{s:.0f} s for {STUDENTS} students" for name, s in seconds.items()})
+    return folder, expected, said, seconds
+
+
+def test_every_command_succeeds(course):
+    assert {step: r.stderr[-800:] for step, r in course[2].items() if r.returncode} == {}
+
+
+def test_points_of_every_property_are_as_expected(course):
+    folder, expected, _, _ = course
+    with (folder / "grades.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    got = {(r["student"], r["exercise"], r["property"]): r["points"] for r in rows}
+    wrong = []
+    for (student, stem), (kind, points) in expected.items():
+        for name, value in points.items():
+            if float(got[student, stem, name]) != value:
+                wrong.append((kind, name, got[student, stem, name], value))
+    assert wrong == []
+    assert {r["max_points"] for r in rows if r["property"] == "gradients"} == {"5"}
+    assert len(rows) == STUDENTS * sum(len(catalogue()[name].properties) for name in EXERCISES)
+
+
+def test_answers_of_other_variants_score_below_half(course):
+    folder, expected, _, _ = course
+    with (folder / "grades.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    others = [key for key, (kind, points) in expected.items() if kind.startswith("finding") and points["line"] == 0]
+    assert others
+    for student, stem in others:
+        assert sum(float(r["points"]) for r in rows if (r["student"], r["exercise"]) == (student, stem)) < 10
+
+
+def test_a_notebook_takes_less_than_five_minutes(course):
+    _, _, _, seconds = course
+    assert max(seconds.values()) / STUDENTS < SECONDS
+
+
+def test_released_and_student_notebooks_are_the_same(course):
+    folder = course[0]
+    for name in EXERCISES:
+        stem = sources()[name].stem
+        released = json.loads((folder / "release" / stem / f"{stem}.ipynb").read_text(encoding="utf-8"))
+        ours = json.loads((folder / "student" / f"{stem}.ipynb").read_text(encoding="utf-8"))
+        assert ["".join(c["source"]) for c in released["cells"]] == ["".join(c["source"]) for c in ours["cells"]]
+
+
+def test_feedback_reveals_no_hidden_test(course):
+    folder = course[0]
+    pages = list((folder / "feedback").rglob("*.html"))
+    assert len(pages) == STUDENTS * len(EXERCISES)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "HIDDEN TESTS" not in text
+        assert "seed" not in text.split("</style>")[-1]
+        assert "points" in text
+
+
+def test_seed_of_a_course_is_in_none_of_its_files(course):
+    for path in course[0].rglob("*"):
+        if path.is_file() and path.suffix in (".ipynb", ".html", ".py"):
+            assert str(COURSE_SEED) not in path.read_text(encoding="utf-8")
