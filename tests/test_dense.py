@@ -25,6 +25,7 @@ def test_parameters_are_the_published_sizes():
     assert round(LLAMA.parameters / 1e9, 1) == 405.9
 
 
+@pytest.mark.filterwarnings("ignore::EncodingWarning")  # of transformers' own files
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"model_type": "llama"}])
 def test_parameters_are_what_transformers_counts(changes):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

@@ -138,6 +138,7 @@ def test_unknown_storage_is_refused(extra):
         stored_as(model_config(extra=extra))
 
 
+@pytest.mark.filterwarnings("ignore::EncodingWarning")  # of transformers' own files
 def test_transformers_counts_the_same_main_model():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     with torch.device("meta"):
