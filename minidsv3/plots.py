@@ -62,7 +62,7 @@ STYLE: Any = {  # Any: the stubs of matplotlib changed the type of its keys betw
     "lines.linewidth": 1.8,
     "lines.markersize": 6,
 }
-_TITLE_CHARACTERS_PER_INCH = 12  # of bold DejaVu Sans at axes.titlesize, counted
+_TITLE_CHARACTERS_PER_INCH = 10  # of bold DejaVu Sans at axes.titlesize, measured
 _FORMATS = {
     ".png": ("Description", {"Software": None}),
     ".svg": ("Description", {"Date": None, "Creator": None}),
