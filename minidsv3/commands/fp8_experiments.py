@@ -204,12 +204,17 @@ EXPERIMENTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 
 
 def _losses(folder: Path, name: str, seed: int, steps: int) -> np.ndarray:
-    """Losses of a twin run, from its file if it has run before; '~ulp' behind the precision moves the first weights."""
-    file = folder / f"{name.replace(':', '+')}@fast@{seed}@{steps}.json"
+    """Losses of a twin run, from its file if it has run before.
+
+    Behind the precision, '~ulp' moves the first weights, '@exact' sums as the emulated tensor core does.
+    """
+    precision, _, accumulate = name.partition("@")
+    file = folder / f"{precision.replace(':', '+')}@{accumulate or 'fast'}@{seed}@{steps}.json"
     if not file.is_file():
         print(f"running {name}, seed {seed}, {steps} steps", flush=True)
         cfg = TrainConfig(steps=steps, seed=seed, **SMALL)
-        result = twin(recipe_for(name.removesuffix("~ulp")), cfg, ulp=name.endswith("~ulp"))
+        recipe = recipe_for(precision.removesuffix("~ulp"), accumulate or "fast")
+        result = twin(recipe, cfg, ulp=precision.endswith("~ulp"))
         folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(file.name + ".tmp")
         temporary.write_text(json.dumps({"losses": [round(v, 7) for v in result.losses.tolist()]}), encoding="utf-8")

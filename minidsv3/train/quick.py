@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..config import ModelConfig, TrainConfig
 from ..data import ByteTokenizer, Loader, load_corpus, split_documents, validation_windows
@@ -77,11 +78,12 @@ def quick_run(
     flat = FlatParameters(model)
     optimizer, gradients = AdamW(flat, cfg), [flat.new_gradient() for _ in range(cfg.shards)]
     results = []
-    for step in range(1, cfg.steps + 1):
-        shards = cut(*loader.batch(sequences_before(cfg, step), batch_size(cfg, step)), cfg.shards)
-        results.append(train_step(model, optimizer, gradients, shards, cfg, step, run))
-        if on_step:
-            on_step(step, model, results[-1])
+    with threadpool_limits(1, user_api="blas"):  # as under the trainer: bits depend on BLAS's threads
+        for step in range(1, cfg.steps + 1):
+            shards = cut(*loader.batch(sequences_before(cfg, step), batch_size(cfg, step)), cfg.shards)
+            results.append(train_step(model, optimizer, gradients, shards, cfg, step, run))
+            if on_step:
+                on_step(step, model, results[-1])
     return QuickRun(model, results, validation_windows(held_out, tokenizer, cfg.seq_len))
 
 
