@@ -52,6 +52,21 @@ def test_worker_pool_uses_that_many_threads():
         assert sorted(run(lambda _: meet.wait(), range(3))) == [0, 1, 2]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are bound to cores on Linux only")
+def test_workers_that_take_all_cores_have_one_each():
+    cores = os.sched_getaffinity(0)
+
+    def places(workers):
+        meet = threading.Barrier(workers, timeout=10)
+        with worker_pool(workers) as run:
+            return list(run(lambda _: (meet.wait(), os.sched_getaffinity(0))[1], range(workers)))
+
+    if len(cores) > 1:
+        assert sorted(places(len(cores)), key=min) == [{core} for core in sorted(cores)]
+    assert places(len(cores) + 1) == [cores] * (len(cores) + 1)
+    assert os.sched_getaffinity(0) == cores  # the caller itself is free
+
+
 @pytest.mark.skipif(not blas_is_controlled(), reason="this BLAS can't be controlled")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_pool_holds_blas_to_one_thread(workers):

@@ -2,7 +2,9 @@
 
 BLAS runs on one thread per worker: results then do not depend on the number of cores, and two workers with a thread
 each beat one worker with two. Memory that NumPy frees is kept by the process instead of going back to the system at
-every step (Linux with glibc only; elsewhere nothing is done).
+every step (Linux with glibc only; elsewhere nothing is done). Workers that take all cores stay each on its own: left
+to itself, Linux moves a thread at nearly every hand-over of the interpreter's lock, away from what its core has cached
+(a shard of `tiny`: 71 ms of CPU time, 61 on its own core, 59 alone).
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,7 @@ def worker_pool(workers: int) -> Iterator[Run]:
         if workers == 1:
             yield map
             return
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers, initializer=_own_cores(workers)) as pool:
 
             def run(function: Any, items: Any) -> Any:
                 state = engine_state()
@@ -60,6 +62,20 @@ def worker_pool(workers: int) -> Iterator[Run]:
                 return pool.map(under_state, items)
 
             yield run
+
+
+def _own_cores(workers: int) -> Callable[[], None] | None:
+    """What a worker does first: stay on one core (Linux, and only where the workers take every core they may use)."""
+    cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+    if workers != len(cores):
+        return None
+    free = iter(cores)
+
+    def stay() -> None:
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setaffinity(0, {next(free)})  # of the calling thread alone
+
+    return stay
 
 
 def blas_is_controlled() -> bool:
