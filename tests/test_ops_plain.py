@@ -8,7 +8,7 @@ from test_ops_gradients import EXAMPLES
 from minidsv3.autograd import Function, Tensor, backward, trace
 from minidsv3.ops.attention import QUERY_BLOCK, SAFE_SCORE, AttentionFunction
 from minidsv3.ops.plain import PLAIN_FORMS, PlainAttention, using_plain_ops
-from minidsv3.ops.swiglu import sigmoid
+from minidsv3.ops.swiglu import SwiGLUFunction, sigmoid
 
 RNG = np.random.default_rng(17)
 PAIRS = [
@@ -74,6 +74,18 @@ def test_attention_stays_finite_just_below_its_safe_score():
     y, *_ = run(AttentionFunction, [q, kv, np.zeros((1, 5, 4))], dict(scale=1.0), np.float32)
     running_mean = np.cumsum(kv[..., 2:], axis=1) / np.arange(1, 6)[None, :, None, None]
     np.testing.assert_allclose(y, running_mean, rtol=1e-5, atol=1e-6)  # equal scores: the mean of what is seen
+
+
+def test_swiglu_is_right_to_float32_over_its_whole_range():
+    """Against float64 with the exponential: 2e-7 of |gate up| on both sides, exact where the gate is open or shut."""
+    gate = np.concatenate([np.linspace(-30, 30, 601), [-1e30, -1e4, 1e4, 1e30]])
+    up = np.resize([1.5, -0.75, 2.0], gate.shape)
+    with np.errstate(over="ignore"):
+        expected = gate / (1 + np.exp(-gate)) * up
+    got = SwiGLUFunction().forward(np.concatenate([gate, up]).astype(np.float32)[None])[0]
+    assert np.all(np.abs(got - expected) <= 2e-7 * np.abs(gate * up) + 1e-30)
+    np.testing.assert_array_equal(got[-4:-2], [0, 0])
+    np.testing.assert_allclose(got[-2:], expected[-2:], rtol=3e-7)
 
 
 def test_sigmoid_has_exact_limits_without_a_warning():

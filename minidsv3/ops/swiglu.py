@@ -50,7 +50,7 @@ class SwiGLUFunction(Function):
         F = gate_up.shape[-1] // 2
         gate, up = gate_up[..., :F], gate_up[..., F:]
         dx = np.empty_like(gate_up)
-        s = sigmoid(gate)
+        s = _fast_sigmoid(gate)
         silu = s * gate
         np.multiply(dy, silu, out=dx[..., F:])
         s -= s * silu  # d silu / d gate = s (1 + gate (1 - s)) = s - s silu + silu
@@ -62,13 +62,22 @@ class SwiGLUFunction(Function):
 
 def _silu_product(gate_up: Array) -> Array:
     F = gate_up.shape[-1] // 2
-    gate, up = gate_up[..., :F], gate_up[..., F:]
-    y = np.negative(gate)
-    with np.errstate(over="ignore"):  # exp(-gate) = inf gives the right limit, gate / inf = 0
-        np.exp(y, out=y)
-    y += 1
-    np.divide(gate, y, out=y)
-    y *= up
+    y = _fast_sigmoid(gate_up[..., :F])
+    y *= gate_up[..., :F]
+    y *= gate_up[..., F:]
+    return y
+
+
+def _fast_sigmoid(x: Array) -> Array:
+    """`sigmoid` as ``(1 + tanh(x / 2)) / 2``, half the time of exp and a division.
+
+    Right to 6e-8 in float32, not relative to itself: far on the left it is zero where exp(x) is still above it. The
+    gate of the experts, where such numbers are compared, uses `sigmoid`.
+    """
+    y = x * 0.5
+    np.tanh(y, out=y)
+    y *= 0.5
+    y += 0.5
     return y
 
 
