@@ -89,6 +89,11 @@ class Tensor:
     def dtype(self) -> np.dtype:
         return self.data.dtype
 
+    @property
+    def made_by(self) -> Function | None:
+        """The op whose output this is; None for a leaf, and where nothing is recorded."""
+        return self._op
+
     def __float__(self) -> float:
         return float(self.data)
 
@@ -513,6 +518,11 @@ def observing(observer: Callable[[OpEvent], None]) -> Iterator[None]:
         yield
     finally:
         _engine.observers.remove(observer)
+
+
+def is_replaced(op: type[Function]) -> bool:
+    """Whether another op runs in place of `op` (`replacing`)."""
+    return _replacement(op) is not op
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def test_kept_arrays_are_what_every_op_saves(changes, recompute):
     cfg, (B, S) = model_config(**changes), (3, 70)
     model = new_model(cfg)
     tape = record(B, S, lambda x, y: model.loss(x, y, recompute=recompute))
-    arrays = kept_arrays(cfg, Shape(B, S, "full" if recompute else "none", "kept"))
+    arrays = kept_arrays(cfg, Shape(B, S, "full" if recompute else "none", "kept", "again"))
     assert formula_by_op(arrays, "fp32") == tape.bytes_by_op()
     assert total_bytes(arrays, "fp32") == tape.bytes_in_memory()
 
@@ -103,7 +103,7 @@ def test_double_precision_keeps_what_the_formula_says():
     cfg = model_config()
     model = new_model(cfg, dtype=np.float64)
     tape = record(2, 19, model.loss)
-    assert total_bytes(kept_arrays(cfg, Shape(2, 19, "none", "kept")), "fp64") == tape.bytes_in_memory()
+    assert total_bytes(kept_arrays(cfg, Shape(2, 19, "none", "kept", "again")), "fp64") == tape.bytes_in_memory()
 
 
 def test_trace_saves_these_bytes_and_the_weights():
@@ -115,7 +115,7 @@ def test_trace_saves_these_bytes_and_the_weights():
     for r in records:  # linears and norms save their weight beside the activation; every expert has rows here
         if r.name in ("LinearFunction", "GroupedLinearFunction", "RMSNormFunction"):
             of_weights += 4 * int(np.prod(r.shapes[1]))
-    arrays = kept_arrays(cfg, Shape(B, S, "none", "kept"))
+    arrays = kept_arrays(cfg, Shape(B, S, "none", "kept", "again"))
     assert sum(kept.nbytes("fp32") for kept in arrays) + of_weights == sum(r.saved_bytes for r in records)
 
 

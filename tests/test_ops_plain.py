@@ -5,7 +5,7 @@ import pytest
 from reference_model import V2_ROUTING, odd_model, odd_tokens
 from test_ops_gradients import EXAMPLES
 
-from minidsv3.autograd import Function, Tensor, backward, trace
+from minidsv3.autograd import Function, Tensor, backward, replacing, trace
 from minidsv3.ops.attention import QUERY_BLOCK, SAFE_SCORE, AttentionFunction
 from minidsv3.ops.plain import PLAIN_FORMS, PlainAttention, using_plain_ops
 from minidsv3.ops.swiglu import SwiGLUFunction, sigmoid
@@ -113,17 +113,27 @@ def test_using_plain_ops_replaces_every_fast_op():
 )
 def test_model_with_plain_ops_has_the_same_loss_and_gradients(changes, recompute):
     length = QUERY_BLOCK + 3
-    tokens, targets = odd_tokens(2, length), odd_tokens(2, length, seed=6)
-
-    def loss_and_gradients():
-        model = odd_model(**changes)
-        losses = model.loss(tokens, targets, recompute=recompute)
-        backward(losses.total)
-        return float(losses.total), {name: p.grad.copy() for name, p in model.named_parameters()}
-
-    loss, gradients = loss_and_gradients()
+    loss, gradients = loss_and_gradients(length, recompute, **changes)
     with using_plain_ops():
-        plain_loss, plain_gradients = loss_and_gradients()
+        assert_same(loss, gradients, *loss_and_gradients(length, recompute, **changes))
+
+
+@pytest.mark.parametrize("fast", PLAIN_FORMS)
+def test_model_with_one_op_replaced_has_the_same_loss_and_gradients(fast):
+    """A replacement is handed what it knows: nothing is made again behind its back."""
+    loss, gradients = loss_and_gradients(9)
+    with replacing(fast, PLAIN_FORMS[fast]):
+        assert_same(loss, gradients, *loss_and_gradients(9))
+
+
+def loss_and_gradients(length, recompute=False, **changes):
+    model, tokens, targets = odd_model(**changes), odd_tokens(2, length), odd_tokens(2, length, seed=6)
+    losses = model.loss(tokens, targets, recompute=recompute)
+    backward(losses.total)
+    return float(losses.total), {name: p.grad.copy() for name, p in model.named_parameters()}
+
+
+def assert_same(loss, gradients, plain_loss, plain_gradients):
     assert loss == pytest.approx(plain_loss, rel=1e-12)
     for name, gradient in gradients.items():  # three layers amplify the rounding of one op
         np.testing.assert_allclose(gradient, plain_gradients[name], rtol=1e-9, atol=1e-11, err_msg=name)

@@ -15,8 +15,10 @@ and four precisions. 'fp64' and 'fp32' are the tape's own; 'bf16' keeps activati
 the loss in FP32; 'fp8' caches as section 3.3.3: inputs of FP8 linears and of SwiGLU in E4M3 with a scale for 128, the
 input of the linear after attention in E5M6 (12 bits) with a power of two, latents and the residual stream in BF16.
 
-`scores='kept'` is this package's attention, which keeps the exponentials; a fused kernel recomputes them from the row
-sums ('recomputed'), and no one could train at 4096 tokens otherwise.
+Two more choices tell this package from a cluster. `scores='kept'` is its attention, which keeps the exponentials; a
+fused kernel recomputes them from the row sums ('recomputed'), and no one could train at 4096 tokens otherwise.
+`rows='again'` says that what costs no gemm is made again even where nothing else is: SwiGLU's outputs, and the rows of
+the experts, which stand in this process and would cost a second all-to-all on a cluster ('kept').
 
 Simplified: indices are int64 here and int32 or less in kernels; routing is balanced, every expert gets its share.
 """
@@ -31,6 +33,7 @@ from ..ops.attention import QUERY_BLOCK
 
 RECOMPUTE = ("none", "report", "full")
 SCORES = ("kept", "recomputed")
+ROWS = ("kept", "again")
 TILE = 128
 
 # precision -> role -> (bits a number, bytes of the scale of a tile of 128)
@@ -67,6 +70,7 @@ class Shape(NamedTuple):
     seq_len: int
     recompute: str = "none"
     scores: str = "recomputed"
+    rows: str = "kept"
 
 
 def total_bytes(arrays: list[Kept], precision: str) -> int:
@@ -92,8 +96,9 @@ def kept_arrays(cfg: ModelConfig, shape: Shape, layers: range | None = None, end
     ValueError
         An unknown choice, or sizes that are not positive.
     """
-    B, S, recompute, scores = shape
-    for name, value, allowed in (("recompute", recompute, RECOMPUTE), ("scores", scores, SCORES)):
+    B, S, recompute, scores, expert_rows = shape
+    choices = (("recompute", recompute, RECOMPUTE), ("scores", scores, SCORES), ("rows", expert_rows, ROWS))
+    for name, value, allowed in choices:
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
     if not (B > 0 and S > cfg.num_nextn_predict_layers):
@@ -130,7 +135,7 @@ def _module(cfg: ModelConfig, shape: Shape, layer: int, depth: int) -> Iterator[
         everything = shape.recompute == "none"
         rows = [
             *(_attention if everything else _attention_report)(cfg, shape),
-            *(_ffn if everything else _ffn_report)(cfg, T, layer),
+            *(_ffn(cfg, T, layer, shape.rows == "again") if everything else _ffn_report(cfg, T, layer)),
         ]
         yield from (Kept(layer, op, f"{layer}.{array}", n, width, role) for op, array, n, width, role in rows)
         if depth:
@@ -147,7 +152,7 @@ Row = tuple[str, str, int, int, str]  # op, array, rows, width, role
 
 def _attention(cfg: ModelConfig, shape: Shape) -> Iterator[Row]:
     """Norm and MLA, all kept."""
-    B, S, _, scores = shape
+    B, S, scores = shape.batch, shape.seq_len, shape.scores
     T, D, H, r_kv = B * S, cfg.hidden_size, cfg.num_attention_heads, cfg.kv_lora_rank
     yield "RMSNorm", "x", T, D, "stream"
     yield "RMSNorm", "input_norm.r", T, 1, "exact"
@@ -192,30 +197,33 @@ def _attention_report(cfg: ModelConfig, shape: Shape) -> Iterator[Row]:
     yield "Checkpoint", "x_ffn", T, D, "stream"
 
 
-def _ffn(cfg: ModelConfig, T: int, layer: int) -> Iterator[Row]:
-    """Dense FFN, or gate, experts and shared experts, all kept."""
+def _ffn(cfg: ModelConfig, T: int, layer: int, again: bool) -> Iterator[Row]:
+    """Dense FFN, or gate, experts and shared experts; SwiGLU's outputs and the experts' rows unless made `again`."""
     D, K = cfg.hidden_size, cfg.num_experts_per_tok
     if not cfg.is_moe_layer(layer):
-        yield from _swiglu(T, D, cfg.intermediate_size, "ffn_in", "dense")
+        yield from _swiglu(T, D, cfg.intermediate_size, "ffn_in", "dense", again)
         return
     F, N = cfg.moe_intermediate_size, T * K
     yield "Linear", "ffn_in", T, D, "stream"  # the gate's input, in high precision
     yield from _gate(cfg, T)
-    yield "GroupedLinear", "rows", N, D, "linear"
+    if not again:
+        yield "GroupedLinear", "rows", N, D, "linear"
     yield "SwiGLU", "experts.gate_up", N, 2 * F, "linear"
-    yield "GroupedLinear", "experts.hidden", N, F, "linear"
+    if not again:
+        yield "GroupedLinear", "experts.hidden", N, F, "linear"
     yield "Unpermute", "expert_rows", N, D, "stream"
     yield "Unpermute", "topk_weight", T, K, "exact"
     yield "Unpermute", "token_of_row", N, 1, "index"
     yield "Unpermute", "row_of_slot", T, K, "index"
     if cfg.n_shared_experts:
-        yield from _swiglu(T, D, cfg.n_shared_experts * F, "ffn_in", "shared")
+        yield from _swiglu(T, D, cfg.n_shared_experts * F, "ffn_in", "shared", again)
 
 
-def _swiglu(T: int, D: int, F: int, x: str, name: str) -> Iterator[Row]:
+def _swiglu(T: int, D: int, F: int, x: str, name: str, again: bool) -> Iterator[Row]:
     yield "Linear", x, T, D, "linear"
     yield "SwiGLU", f"{name}.gate_up", T, 2 * F, "linear"
-    yield "Linear", f"{name}.hidden", T, F, "linear"
+    if not again:
+        yield "Linear", f"{name}.hidden", T, F, "linear"
 
 
 def _gate(cfg: ModelConfig, T: int) -> Iterator[Row]:

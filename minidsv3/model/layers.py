@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..ops.linear import EXACT, Gemm, embedding, linear
 from ..ops.norm import rms_norm
 from ..ops.shape import rounded
-from ..ops.swiglu import Store, stored_swiglu
+from ..ops.swiglu import Store, recomputable_swiglu
 from .module import Module
 
 
@@ -84,5 +84,5 @@ class MLP(Module):
         self._store = recipe.store("swiglu") if recipe else None
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, again = stored_swiglu(linear(x, self.gate_up, self._gemm), self._store)
+        hidden, again = recomputable_swiglu(linear(x, self.gate_up, self._gemm), self._store)
         return self.down_proj(hidden, again)

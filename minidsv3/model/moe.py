@@ -14,16 +14,17 @@ Simplified against the real system: nothing is dropped, and all experts of a lay
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..autograd import Array, Parameter, ParameterPart, Tensor
+from ..autograd import Array, Parameter, ParameterPart, Tensor, Thunk, is_replaced
 from ..config import ModelConfig
-from ..ops.linear import grouped_linear, linear
-from ..ops.routing import gate_scores, gate_weights, permute, select_experts, unpermute
+from ..ops.linear import EXACT, grouped_linear, linear
+from ..ops.routing import PermuteFunction, gate_scores, gate_weights, permute, select_experts, unpermute
 from ..ops.shape import add, reshape
-from ..ops.swiglu import stored_swiglu
+from ..ops.swiglu import recomputable_swiglu
 from .layers import MLP, Recipe, gemm_of
 from .module import Module
 
@@ -48,8 +49,8 @@ class Dispatcher(Protocol):
     def dispatch(self, x: Tensor, topk_idx: Array, topk_weight: Tensor) -> tuple[Tensor, Any]:
         """Rows sorted by expert [N, D], and a handle for the way back.
 
-        The handle says which `experts` they are for (an index into the E experts, None for all), and their number
-        for each, `rows_per_expert`.
+        The handle says which `experts` they are for (an index into the E experts, None for all), their number for
+        each, `rows_per_expert`, and, if they can be had `again` without a message, how (a function, or None).
         """
         ...
 
@@ -66,6 +67,7 @@ class LocalHandle(NamedTuple):
     row_of_slot: Array  # int64 [T, K]
     topk_weight: Tensor  # [T, K]
     experts: None = None  # all of them
+    again: Thunk | None = None  # gathers the rows once more
 
 
 class LocalTokenDispatcher:
@@ -82,8 +84,10 @@ class LocalTokenDispatcher:
         row_of_slot = np.empty(T * K, dtype=np.int64)
         row_of_slot[slot_of_row] = np.arange(T * K, dtype=np.int64)
         rows_per_expert = np.bincount(topk_idx.reshape(-1), minlength=self._E)
-        handle = LocalHandle(rows_per_expert, slot_of_row // K, row_of_slot.reshape(T, K), topk_weight)
-        return permute(x, handle.token_of_row, handle.row_of_slot), handle
+        token_of_row, row_of_slot = slot_of_row // K, row_of_slot.reshape(T, K)
+        again = None if is_replaced(PermuteFunction) else partial(np.take, x.data, token_of_row, axis=0)
+        handle = LocalHandle(rows_per_expert, token_of_row, row_of_slot, topk_weight, again=again)
+        return permute(x, token_of_row, row_of_slot), handle
 
     def combine(self, rows: Tensor, handle: LocalHandle) -> Tensor:
         """rows [T K, D] -> [T, D], summed in ascending order of experts."""
@@ -135,10 +139,14 @@ class Experts(Module):
 
         self._held: dict[Any, tuple[Parameter, Parameter]] = {}
 
-    def forward(self, rows: Tensor, rows_per_expert: Array, experts: Any = None) -> Tensor:
+    def forward(
+        self, rows: Tensor, rows_per_expert: Array, experts: Any = None, rows_again: Thunk | None = None
+    ) -> Tensor:
+        """`experts` and `rows_again` as a dispatcher's handle has them; rows of low precision are kept."""
         gate_up, down = self.held(experts)
-        gate_up_rows = grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up)  # [N, 2F]
-        hidden, again = stored_swiglu(gate_up_rows, self._store)  # [N, F]
+        rows_again = rows_again if self._gemm_up is EXACT else None
+        gate_up_rows = grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up, rows_again)  # [N, 2F]
+        hidden, again = recomputable_swiglu(gate_up_rows, self._store)  # [N, F]
         return grouped_linear(hidden, down, rows_per_expert, self._gemm_down, again)
 
     def held(self, experts: slice | Array | None) -> tuple[Parameter, Parameter]:
@@ -172,7 +180,8 @@ class MoE(Module):
         tokens = reshape(x, (-1, x.shape[-1]))  # [T, D]
         routing = self.gate(tokens)
         rows, handle = self._dispatcher.dispatch(tokens, routing.topk_idx, routing.topk_weight)  # [N, D]
-        y = self._dispatcher.combine(self.experts(rows, handle.rows_per_expert, handle.experts), handle)  # [T, D]
+        y = self.experts(rows, handle.rows_per_expert, handle.experts, handle.again)  # [N, D]
+        y = self._dispatcher.combine(y, handle)  # [T, D]
         if self._has_shared:
             y = add(y, self.shared_experts(tokens))
         return reshape(y, x.shape), routing

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk
+from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk, is_replaced
 from .shape import require_shape
 
 Ranges = list[tuple[int, int, int]]  # (expert, first row, end row) of every expert that has rows
@@ -153,16 +153,21 @@ def _ranges(rows_per_expert: Array) -> Ranges:
     return [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops)) if b > a]
 
 
+def _if_known(op: type[Function], again: Thunk | None) -> dict[str, Thunk]:
+    """`again` as a constant of the op; a replacement is not asked to know it, and keeps its input."""
+    return {"again": again} if again and not is_replaced(op) else {}
+
+
 def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT, again: Thunk | None = None) -> Tensor:
-    """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]."""
-    return LinearFunction.apply(x, w, gemm=gemm, **({"again": again} if again else {}))
+    """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]; `again` makes the rows of x once more."""
+    return LinearFunction.apply(x, w, gemm=gemm, **_if_known(LinearFunction, again))
 
 
 def grouped_linear(
     x: Tensor, w: Tensor, rows_per_expert: Array, gemm: Gemm = EXACT, again: Thunk | None = None
 ) -> Tensor:
-    """Rows [N, D_in] sorted by expert, weights [E, D_out, D_in] -> [N, D_out]."""
-    constants = {"rows_per_expert": rows_per_expert, "gemm": gemm} | ({"again": again} if again else {})
+    """Rows [N, D_in] sorted by expert, weights [E, D_out, D_in] -> [N, D_out]; `again` makes the rows once more."""
+    constants = {"rows_per_expert": rows_per_expert, "gemm": gemm} | _if_known(GroupedLinearFunction, again)
     return GroupedLinearFunction.apply(x, w, **constants)
 
 

@@ -17,11 +17,11 @@ class RMSNormFunction(Function):
 
     def forward(self, x: Array, w: Array, *, eps: float) -> Array:
         require_shape("RMSNorm", "weight", w, (x.shape[-1],))
-        r = np.vecdot(x, x)[..., None]  # [..., 1] sum of squares
-        r *= 1 / x.shape[-1]
-        r += eps
+        D = x.shape[-1]
+        r = np.vecdot(x, x)[..., None]  # [..., 1]
+        r += D * eps
+        np.divide(D, r, out=r)
         np.sqrt(r, out=r)
-        np.reciprocal(r, out=r)
         self.save(x, w, r)
         y = x * r
         y *= w
@@ -30,13 +30,14 @@ class RMSNormFunction(Function):
     def backward(self, dy: Array) -> tuple[Array, Thunk]:
         x, w, r = self.saved
         D = x.shape[-1]
+        products = dy * x
+        along = (products @ w)[..., None]  # sum of g x
+        along *= r
+        along *= r * (1 / D)
         dx = dy * w  # g
-        along = np.vecdot(dx, x)[..., None]
-        along *= r * r
-        along /= D
         dx -= x * along
         dx *= r
-        return dx, lambda: r.reshape(-1) @ (dy * x).reshape(-1, D)
+        return dx, lambda: r.reshape(-1) @ products.reshape(-1, D)
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:

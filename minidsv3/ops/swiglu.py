@@ -1,16 +1,18 @@
 """SwiGLU: ``silu(gate) * up`` with ``silu(a) = a sigmoid(a)``; gate and up come side by side from one gemm.
 
-The sigmoid is recomputed in the backward pass, so the only thing kept is the input, which the FP8 recipe of section
-3.3.3 keeps in one byte (`stored_swiglu`).
+Only the input is kept for the backward pass. The output, which the linear layer behind would keep for its weight
+gradient, is made again from it there (V3 report, section 3.2.3; `recomputable_swiglu`), and the FP8 recipe keeps the
+input itself in one byte (section 3.3.3).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..autograd import Array, Function, Tensor, Thunk
+from ..autograd import Array, Function, Tensor, Thunk, is_replaced
 
 
 def sigmoid(x: Array) -> Array:
@@ -36,49 +38,56 @@ class Store(Protocol):
 class SwiGLUFunction(Function):
     """gate_up [..., 2F] -> [..., F]; `kept` is what `store` keeps of gate_up, without them gate_up itself is kept."""
 
+    _parts: tuple[Array, Array, Array] | None = None
+
     def forward(self, gate_up: Array, *, store: Store | None = None, kept: Any = None) -> Array:
         if gate_up.shape[-1] % 2:
             raise ValueError(f"SwiGLU: last axis of {gate_up.shape} is not even: it holds gate and up")
-        self._store, self._shape = store, gate_up.shape
+        self._store, self._shape, self._dtype = store, gate_up.shape, gate_up.dtype
         self.save(gate_up if store is None else kept)
-        return _silu_product(gate_up)
+        F = gate_up.shape[-1] // 2
+        _, y = _twice_sigmoid_and_silu(gate_up[..., :F])
+        y *= gate_up[..., F:]
+        return y
+
+    def again(self, kept: Any) -> Array:
+        """The output once more, as rows [N, F]; what it shares with the backward pass is left for that."""
+        gate_up, _, silu = self._parts = self._from(kept)
+        F = silu.shape[-1]
+        return (silu * gate_up[..., F:]).reshape(-1, F)
 
     def backward(self, dy: Array) -> Array:
-        (gate_up,) = self.saved
-        if self._store is not None:
-            gate_up = self._store.load(gate_up).astype(dy.dtype, copy=False).reshape(self._shape)
-        F = gate_up.shape[-1] // 2
-        gate, up = gate_up[..., :F], gate_up[..., F:]
+        gate_up, s, silu = self._parts or self._from(self.saved[0])
+        self._parts = None
+        F = silu.shape[-1]
         dx = np.empty_like(gate_up)
-        s = _fast_sigmoid(gate)
-        silu = s * gate
         np.multiply(dy, silu, out=dx[..., F:])
+        s *= 0.5
         s -= s * silu  # d silu / d gate = s (1 + gate (1 - s)) = s - s silu + silu
         s += silu
-        s *= up
+        s *= gate_up[..., F:]
         np.multiply(dy, s, out=dx[..., :F])
         return dx
 
+    def _from(self, kept: Any) -> tuple[Array, Array, Array]:
+        """gate_up, and twice the sigmoid and the silu of its gate."""
+        gate_up = kept
+        if self._store is not None:
+            gate_up = self._store.load(kept).astype(self._dtype, copy=False).reshape(self._shape)
+        return gate_up, *_twice_sigmoid_and_silu(gate_up[..., : gate_up.shape[-1] // 2])
 
-def _silu_product(gate_up: Array) -> Array:
-    F = gate_up.shape[-1] // 2
-    y = _fast_sigmoid(gate_up[..., :F])
-    y *= gate_up[..., :F]
-    y *= gate_up[..., F:]
-    return y
 
-
-def _fast_sigmoid(x: Array) -> Array:
-    """`sigmoid` as ``(1 + tanh(x / 2)) / 2``, half the time of exp and a division.
+def _twice_sigmoid_and_silu(x: Array) -> tuple[Array, Array]:
+    """``2 sigmoid(x) = 1 + tanh(x / 2)`` and ``x sigmoid(x)``: tanh takes half the time of exp and a division.
 
     Right to 6e-8 in float32, not relative to itself: far on the left it is zero where exp(x) is still above it. The
-    gate of the experts, where such numbers are compared, uses `sigmoid`.
+    experts' gate, where such numbers are compared, uses `sigmoid`.
     """
-    y = x * 0.5
-    np.tanh(y, out=y)
-    y *= 0.5
-    y += 0.5
-    return y
+    silu = x * 0.5
+    twice = np.tanh(silu)
+    twice += 1
+    silu *= twice
+    return twice, silu
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -86,14 +95,15 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return SwiGLUFunction.apply(gate_up)
 
 
-def stored_swiglu(gate_up: Tensor, store: Store | None) -> tuple[Tensor, Thunk | None]:
-    """`swiglu` that keeps its input in `store`, and a function that computes its rows [N, F] from there again.
+def recomputable_swiglu(gate_up: Tensor, store: Store | None) -> tuple[Tensor, Thunk | None]:
+    """`swiglu` whose input is kept in `store` (None: as it is), and a function that makes the output once more.
 
-    The linear layer behind it then keeps nothing: section 3.3.3 stores SwiGLU's inputs in FP8 and computes its output
-    once more in the backward pass. Without a store: plain `swiglu`, and None.
+    The linear layer behind it then keeps nothing. None where another op stands in for SwiGLU: only its own output will
+    do, and is kept.
     """
-    if store is None:
+    if is_replaced(SwiGLUFunction):
         return swiglu(gate_up), None
-    kept, dtype = store.keep(gate_up.data), gate_up.dtype
+    kept = gate_up.data if store is None else store.keep(gate_up.data)
     y = SwiGLUFunction.apply(gate_up, store=store, kept=kept)
-    return y, lambda: _silu_product(store.load(kept).astype(dtype, copy=False))
+    op = y.made_by
+    return y, partial(op.again, kept) if isinstance(op, SwiGLUFunction) else None
