@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from minidsv3.autograd import Function
-from minidsv3.exercises import check
+from minidsv3.exercises import check, ex04_bug_backward, measured, use
 from minidsv3.exercises.calling import Mine, TimeIsUp, borrowed_part, time_limit
 from minidsv3.exercises.checker import catalogue, evaluate
 from minidsv3.exercises.exercise import Failed, same
+from minidsv3.exercises.planted import function_of
 from minidsv3.ops.norm import RMSNormFunction, rms_norm
 from minidsv3.ops.routing import select_experts
 from minidsv3.train import balance
@@ -104,6 +105,48 @@ def test_endless_loop_ends_and_is_waited_for_once():
     assert time.monotonic() - start < 3
     assert "took longer than 0.3 s" in first
     assert all("not run" in detail for detail in rest)
+
+
+def test_a_graded_submission_is_run_once_for_all_its_cells(monkeypatch, capsys):
+    monkeypatch.setenv("MINIDSV3_GRADING", "1")
+    calls = []
+
+    def endless(bias, load, speed):
+        calls.append(1)
+        while True:
+            pass
+
+    start = time.monotonic()
+    assert check("bias_update", endless, seconds=0.3) == 0
+    assert use("bias_update", endless) is None
+    assert not calls  # cells that only practise
+    for p in catalogue()["bias_update"].properties:
+        assert check("bias_update", endless, p.name, seed=5, seconds=0.3) == 0
+    assert len(calls) == 1
+    assert time.monotonic() - start < 3
+    assert "took longer than 0.3 s" in capsys.readouterr().out
+    assert check("bias_update", update_bias, "size", seed=5) == 3
+    assert check("bias_update", lambda *a: update_bias(*a) * 2, "size", seed=5) == 0
+
+
+def test_graded_parts_of_one_solution_are_told_apart(monkeypatch):
+    monkeypatch.setenv("MINIDSV3_GRADING", "1")
+
+    def verdict(mended):
+        return check("bug_backward", dict(line=lambda: 3, witness=dict, repaired=mended), "repaired", seed=5)
+
+    assert verdict(function_of(ex04_bug_backward.CORRECT)) == 4
+    assert verdict(lambda **inputs: None) == 0
+
+
+def test_measurement_without_end_is_stopped():
+    def endless():
+        while True:
+            pass
+
+    with pytest.raises(TimeoutError, match=r"longer than 0\.2 s"):
+        measured(endless, seconds=0.2)
+    assert measured(lambda: 3) == 3
 
 
 def test_sleep_and_swallowed_interrupts_end_too():

@@ -1,19 +1,23 @@
 """nbgrader's whole round trip on generated submissions: release, autograde, feedback, export.
 
-Optional: needs the extra `classroom`. A class of 8 by default, or as many as MINIDSV3_CLASS says.
+Optional: needs the extra `classroom`. A class of 9 by default, or as many as MINIDSV3_CLASS says; three notebooks: one
+that trains, one with planted errors, and the one that takes longest.
 """
 
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import time
 
 import pytest
 
 from minidsv3.exercises import ex14_bug_gate_bias as bug
 from minidsv3.exercises.checker import catalogue
+from minidsv3.exercises.handed_in import code_cells
 from minidsv3.exercises.planted import key_of, planted, solution_cell
 from minidsv3.exercises.sources import FOLDER, build_course, read_percent, sources, write
 
@@ -21,14 +25,22 @@ pytest.importorskip("nbgrader")
 pytestmark = pytest.mark.slow
 
 COURSE_SEED = 918273645546372819
-STUDENTS = int(os.environ.get("MINIDSV3_CLASS", "8"))
-SECONDS = 300  # of one notebook
-EXERCISES = ("rms_norm", "bug_gate_bias")
+STUDENTS = int(os.environ.get("MINIDSV3_CLASS", "9"))
+SECONDS = 300  # one notebook of the whole class
+EXERCISES = ("rms_norm", "bug_gate_bias", "measure_balance")
+
+
+def run(folder, *arguments):
+    """What `python -m ...` does in a folder, as from an activated environment."""
+    path = sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", "")
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, encoding="utf-8",
+        env=os.environ | {"PATH": path}, check=False,
+    )  # fmt: skip
 
 
 def nbgrader(folder, *arguments):
-    command = [sys.executable, "-m", "nbgrader", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
+    return run(folder, "nbgrader", *arguments)
 
 
 def reference(name):
@@ -58,6 +70,7 @@ def op_answers():
         "raises": (good.replace(body, "        raise ValueError('no')\n" + body), nothing),
         "hangs": (good.replace(body, "        while True:\n            pass\n" + body), nothing),
         "borrowed": (own, nothing),
+        "hangs in the cell": ("while True:\n    pass", nothing),
         "no Python": ("class RMSNorm(", nothing),
     }  # fmt: skip
 
@@ -80,6 +93,28 @@ def bug_answers(planted_bug):
     }  # fmt: skip
 
 
+def measure_answers():
+    """Kinds of answers to measure_balance."""
+    good = reference("measure_balance")
+    full, nothing = dict(loads=2, sweep=2, max_vio=3, best=3), dict(loads=0, sweep=0, max_vio=0, best=0)
+    return {
+        "perfect": (good, full),
+        "untouched": (None, nothing),
+        "partly right": (good.replace("load[-50:]", "load[:50]"), full | dict(max_vio=0)),
+        "a short sweep": (good.replace("0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3", "0.001, 0.003, 0.01"),
+                          full | dict(sweep=0)),
+        "raises": (good.replace("    speeds = ", "    raise RuntimeError('no')\n    speeds = "), nothing),
+        "hangs": (good.replace("    speeds = ", "    while True:\n        pass\n    speeds = "), nothing),
+    }  # fmt: skip
+
+
+ANSWERS = {
+    "rms_norm": lambda course: op_answers(),
+    "bug_gate_bias": lambda course: bug_answers(course_bug(course)),
+    "measure_balance": lambda course: measure_answers(),
+}
+
+
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
     """A course, graded: (folder, expected points by student and exercise, what the commands said, seconds)."""
@@ -90,7 +125,7 @@ def course(tmp_path_factory):
         stem = sources()[name].stem
         said[name, "release"] = nbgrader(folder, "generate_assignment", stem)
         released = folder / "release" / stem / f"{stem}.ipynb"
-        answers = op_answers() if name == "rms_norm" else bug_answers(course_bug(folder))
+        answers = ANSWERS[name](folder)
         for number in range(STUDENTS):
             kind = list(answers)[number % len(answers)]
             solution, points = answers[kind]
@@ -104,7 +139,7 @@ def course(tmp_path_factory):
             (place / f"{stem}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
             expected[student, stem] = kind, points
         start = time.monotonic()
-        said[name, "autograde"] = nbgrader(folder, "autograde", stem)
+        said[name, "autograde"] = run(folder, "minidsv3", "exercises", "autograde", stem)
         seconds[name] = time.monotonic() - start
         said[name, "feedback"] = nbgrader(folder, "generate_feedback", stem)
     said["export"] = nbgrader(folder, "export", "--to=grades.csv")
@@ -128,7 +163,8 @@ def test_points_of_every_property_are_as_expected(course):
                 wrong.append((kind, name, got[student, stem, name], value))
     assert wrong == []
     assert {r["max_points"] for r in rows if r["property"] == "gradients"} == {"5"}
-    assert len(rows) == STUDENTS * sum(len(catalogue()[name].properties) for name in EXERCISES)
+    texts = sum(catalogue()[name].kind == "M" for name in EXERCISES)  # one a measurement, for the rubric
+    assert len(rows) == STUDENTS * (texts + sum(len(catalogue()[name].properties) for name in EXERCISES))
 
 
 def test_answers_of_other_variants_score_below_half(course):
@@ -141,9 +177,9 @@ def test_answers_of_other_variants_score_below_half(course):
         assert sum(float(r["points"]) for r in rows if (r["student"], r["exercise"]) == (student, stem)) < 10
 
 
-def test_a_notebook_takes_less_than_five_minutes(course):
+def test_a_notebook_of_the_whole_class_takes_less_than_five_minutes(course):
     _, _, _, seconds = course
-    assert max(seconds.values()) / STUDENTS < SECONDS
+    assert max(seconds.values()) < SECONDS
 
 
 def test_released_and_student_notebooks_are_the_same(course):
@@ -162,8 +198,11 @@ def test_feedback_reveals_no_hidden_test(course):
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert "HIDDEN TESTS" not in text
-        assert "seed" not in text.split("</style>")[-1]
         assert "points" in text
+        cells = "\n".join(code_cells(folder / "source" / page.stem / f"{page.stem}.ipynb"))
+        hidden = re.findall(r"BEGIN HIDDEN TESTS\nseed = (\d+)", cells)
+        assert len(hidden) >= 3
+        assert not [seed for seed in hidden if seed in text]
 
 
 def test_seed_of_a_course_is_in_none_of_its_files(course):

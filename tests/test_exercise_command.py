@@ -103,6 +103,11 @@ def test_build_of_a_course_writes_teacher_student_and_settings(tmp_path, capsys)
     assert {p.name for p in (tmp_path / "c").iterdir()} == {"source", "student", "nbgrader_config.py"}
     assert len(list((tmp_path / "c").rglob("*.ipynb"))) == 2 * len(catalogue())
     assert main(["exercises", "build", "--course-seed", "5"]) == 2
+    assert main(["exercises", "autograde", "ex12_router", "--course", str(tmp_path)]) == 2  # no course
+    course = ["exercises", "autograde", "ex12_router", "--course", str(tmp_path / "c")]
+    assert main(course) == 2  # nobody handed in
+    (tmp_path / "c" / "submitted" / "ada" / "ex12_router").mkdir(parents=True)
+    assert main([*course, "--workers", "0"]) == 2
     assert "--out" in capsys.readouterr().err
 
 

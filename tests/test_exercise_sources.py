@@ -50,6 +50,11 @@ def handed_in(cells, path):
     return found
 
 
+def hidden_seeds(cells):
+    """The one that all graded cells share, as often as it is written."""
+    return [n for c in cells for n in re.findall(r"BEGIN HIDDEN TESTS\nseed = (\d+)", c.source)]
+
+
 def test_every_exercise_has_its_source_and_no_other_is_there():
     assert list(SOURCES) == NAMES
     assert [path.stem for path in SOURCES.values()] == [f"ex{e.number:02d}_{name}" for name, e in catalogue().items()]
@@ -75,7 +80,7 @@ def test_student_notebook_is_valid_and_has_no_answer(name):
     nbformat.validate(nbformat.reads(text, as_version=4))
     assert "BEGIN SOLUTION" not in text
     assert "HIDDEN" not in text
-    assert "seed=" not in text
+    assert re.findall(r"seed = (\d+)", text) == ["0"] * len(catalogue()[name].properties)
     assert STUB.splitlines()[0] in text
 
 
@@ -91,9 +96,9 @@ def test_graded_cells_are_the_properties_with_their_points(name):
     }
     for grade_id, c in graded.items():
         assert c.metadata["nbgrader"]["locked"]
-        assert c.source.count(f'check("{name}", ') == 2
-        assert c.source.count(f'"{grade_id}"') == 2
-        assert re.search(r"BEGIN HIDDEN TESTS\nscore = .*seed=1\)\n### END HIDDEN TESTS\nscore$", c.source)
+        hidden = "seed = 0\n### BEGIN HIDDEN TESTS\nseed = 1\n### END HIDDEN TESTS\n"
+        asked = re.fullmatch(re.escape(f'{hidden}check("{name}", ') + r".*, seed=seed\)", c.source)
+        assert asked and asked[0].count(f'"{grade_id}"') == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,12 +147,9 @@ def test_public_key_scores_below_half_on_a_course_variant(name, seed, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hidden_seeds_of_a_course_are_its_own(name):
-    def hidden(cells):
-        return re.findall(r"seed=(\d+)", "\n".join(c.source for c in cells))
-
-    one, two, public = (hidden(c) for c in (cells_of(name, SEEDS[0]), cells_of(name, SEEDS[1]), cells_of(name)))
-    assert len(one) == len(catalogue()[name].properties) == len(set(one))
-    assert not set(one) & set(two)
+    one, two, public = (hidden_seeds(c) for c in (cells_of(name, SEEDS[0]), cells_of(name, SEEDS[1]), cells_of(name)))
+    assert len(one) == len(catalogue()[name].properties)
+    assert len({*one, *two}) == 2  # one for all cells of a notebook: a submission is then run once
     assert set(public) == {"1"}
 
 
@@ -158,8 +160,9 @@ def test_course_is_reproducible_and_never_shows_its_seed(tmp_path):
     assert not [path for path, text in files.items() if str(seed) in text]
     student = {path: text for path, text in files.items() if path.parent.name == "student"}
     assert len(student) == len(NAMES)
-    hidden = {n for path, text in files.items() if path not in student for n in re.findall(r"seed=(\d+)", text)}
-    assert not [path for path, text in student.items() if any(f"={n}" in text for n in hidden)]
+    hidden = {n for name in NAMES for n in hidden_seeds(cells_of(name, seed))}
+    assert len(hidden) == len(NAMES)
+    assert not [path for path, text in student.items() if any(n in text for n in hidden)]
 
 
 def test_planted_errors_of_a_module_are_at_least_three_and_all_show():

@@ -1,4 +1,4 @@
-"""``exercises``: list them, check a file, build the notebooks or a course's own, train with what has passed.
+"""``exercises``: list them, check a file, build the notebooks or a course's own, grade it, train with what has passed.
 
 exercises list
 exercises check mine/ex02_rms_norm.ipynb
@@ -6,6 +6,7 @@ exercises run-mine mine/ --figure mine.png
 exercises build                       the student notebooks of notebooks/exercises, from their sources
 exercises build --check               only say whether they are what the sources give
 exercises build --course-seed 71...   a course's own variant in --out, for nbgrader
+exercises autograde ex12_router       nbgrader's autograde on all cores, in a course's folder
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..exercises import classroom
 from ..exercises.checker import catalogue, check, evaluate, exercise_of
 from ..exercises.exercise import KINDS
 from ..exercises.handed_in import Solution, read_folder, read_solutions
@@ -36,12 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make = actions.add_parser("build", help="write the student notebooks, or a course's variant")
     make.add_argument("--out", type=Path, help="folder to write to (default: notebooks/exercises)")
     make.add_argument("--course-seed", type=int, metavar="S", help="draw a course's own variant from a long number")
+    grade = actions.add_parser("autograde", help="nbgrader autograde on all cores; run it in a course's folder")
+    grade.add_argument("assignment", help="for example ex12_router")
+    grade.add_argument("--course", type=Path, default=Path(), help="the course's folder (default: this one)")
+    grade.add_argument("--workers", type=int, metavar="N", help="processes at a time (default: one for each core)")
+    grade.add_argument("--force", action="store_true", help="grade again who has been graded")
     make.add_argument("--check", action="store_true", help="write nothing; fail if a notebook is not up to date")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do the action."""
-    return {"list": _list, "check": _check, "run-mine": _run_mine, "build": _build}[args.action](args)
+    actions = {"list": _list, "check": _check, "run-mine": _run_mine, "build": _build, "autograde": _autograde}
+    return actions[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -116,6 +124,10 @@ def _build(args: argparse.Namespace) -> int:
         write(files, FOLDER / "nbgrader_config.py")
     print(f"wrote {len(files)} notebooks to {args.out or FOLDER}")
     return 0
+
+
+def _autograde(args: argparse.Namespace) -> int:
+    return classroom.autograde(args.course, args.assignment, args.workers, args.force)
 
 
 def _report(troubles: list[str]) -> None:

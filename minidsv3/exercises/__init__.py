@@ -13,8 +13,8 @@ One file an exercise, ``exNN_name.py``, holds its properties; the notebooks that
 Simplified: the checks run in the student's own process. They catch what is wrong and what is borrowed, not an attack.
 """
 
-from .checker import check
+from .checker import check, measured
 from .planted import Finding
 from .training import use
 
-__all__ = ["Finding", "check", "use"]
+__all__ = ["Finding", "check", "measured", "use"]

@@ -31,7 +31,7 @@ STUB = "# YOUR CODE HERE\nraise NotImplementedError()"  # as nbgrader writes it
 _MARKER = re.compile(r"# %%(?P<markdown> \[markdown\])?(?: (?P<name>\w+)=(?P<value>\{.*\}))?$")
 _SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION$", re.M | re.S)
 _HIDDEN = re.compile(r"^[ \t]*### BEGIN HIDDEN TESTS\n.*?^[ \t]*### END HIDDEN TESTS\n?", re.M | re.S)
-_HIDDEN_SEED = re.compile(r"(?<=\bseed=)\d+")
+_HIDDEN_SEED = re.compile(r"(?<=### BEGIN HIDDEN TESTS\nseed = )\d+")
 
 
 class Cell(NamedTuple):
@@ -123,6 +123,7 @@ def build_course(out: Path, seed: int, source_folder: Path = FOLDER / "source") 
 def course_cells(cells: list[Cell], exercise: Exercise, seed: int) -> list[Cell]:
     """A course's version of a source: its own question where the exercise has variants, its own hidden seeds."""
     drawn: Variant | None = exercise.draw(_generator(seed, exercise.name)) if exercise.draw else None
+    hidden = int(_generator(seed, exercise.name, "hidden").integers(2, 10**9))  # not 0 or 1: those are public
     out = []
     for cell in cells:
         grade_id = cell.metadata.get("nbgrader", {}).get("grade_id", "")
@@ -130,7 +131,6 @@ def course_cells(cells: list[Cell], exercise: Exercise, seed: int) -> list[Cell]
             cell = cell._replace(source=given_source(drawn.given, drawn.key))
         elif drawn and grade_id == "solution":
             cell = cell._replace(source=drawn.solution)
-        hidden = int(_generator(seed, exercise.name, grade_id).integers(2, 10**9))  # not 0 or 1: those are public
         out.append(cell._replace(source=_HIDDEN_SEED.sub(str(hidden), cell.source)))
     return out
 

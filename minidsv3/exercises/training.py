@@ -24,7 +24,7 @@ from ..model.transformer import Transformer
 from ..ops.routing import select_experts
 from ..train.optim import AdamW, FlatParameters
 from ..train.step import cut, gates, train_step
-from .checker import evaluate, exercise_of, lines
+from .checker import evaluate, exercise_of, grading, lines
 
 STEPS = 20
 
@@ -89,6 +89,9 @@ def use(name: str, submission: Any, steps: int = STEPS) -> Any:
     -------
     plots.Picture, or None where the check does not pass or the exercise has no place in a training step.
     """
+    if grading():
+        print(f"{name}: not trained while a class is graded")
+        return None
     exercise, results = exercise_of(name), evaluate(name, submission)
     failed = [r for r in results if r.detail]
     if failed:
@@ -98,7 +101,7 @@ def use(name: str, submission: Any, steps: int = STEPS) -> Any:
     if exercise.enter is None:
         print(f"{name} passes; it has no place in a training step")
         return None
-    if os.environ.get("MINIDSV3_FAST") == "1":  # while a class is graded
+    if os.environ.get("MINIDSV3_FAST") == "1":
         steps = min(steps, 2)
     return compare_losses({name: submission}, steps)
 

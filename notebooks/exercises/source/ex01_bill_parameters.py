@@ -99,36 +99,36 @@ check("bill_parameters", answers, variant=VARIANT)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "mla_per_layer", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_parameters", answers, "mla_per_layer", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_parameters", answers, "mla_per_layer", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_parameters", answers, "mla_per_layer", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "dense_ffn", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_parameters", answers, "dense_ffn", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_parameters", answers, "dense_ffn", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_parameters", answers, "dense_ffn", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "moe_ffn", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_parameters", answers, "moe_ffn", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_parameters", answers, "moe_ffn", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_parameters", answers, "moe_ffn", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "total", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_parameters", answers, "total", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_parameters", answers, "total", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_parameters", answers, "total", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "active", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_parameters", answers, "active", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_parameters", answers, "active", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_parameters", answers, "active", variant=VARIANT, seed=seed)

@@ -53,22 +53,22 @@ use("rms_norm", RMSNorm)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "values", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("rms_norm", RMSNorm, "values")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rms_norm", RMSNorm, "values", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rms_norm", RMSNorm, "values", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "types", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("rms_norm", RMSNorm, "types")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rms_norm", RMSNorm, "types", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rms_norm", RMSNorm, "types", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "gradients", "locked": true, "points": 5, "schema_version": 3, "solution": false, "task": false}
-score = check("rms_norm", RMSNorm, "gradients")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rms_norm", RMSNorm, "gradients", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rms_norm", RMSNorm, "gradients", seed=seed)

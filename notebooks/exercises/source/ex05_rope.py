@@ -54,36 +54,36 @@ use("rope", dict(rotate=rotate, permutation=permutation))
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "neighbours", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("rope", dict(rotate=rotate, permutation=permutation), "neighbours")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rope", dict(rotate=rotate, permutation=permutation), "neighbours", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rope", dict(rotate=rotate, permutation=permutation), "neighbours", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "halves", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("rope", dict(rotate=rotate, permutation=permutation), "halves")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rope", dict(rotate=rotate, permutation=permutation), "halves", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rope", dict(rotate=rotate, permutation=permutation), "halves", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "relative", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("rope", dict(rotate=rotate, permutation=permutation), "relative")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rope", dict(rotate=rotate, permutation=permutation), "relative", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rope", dict(rotate=rotate, permutation=permutation), "relative", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "permutation", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("rope", dict(rotate=rotate, permutation=permutation), "permutation")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rope", dict(rotate=rotate, permutation=permutation), "permutation", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rope", dict(rotate=rotate, permutation=permutation), "permutation", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "types", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-score = check("rope", dict(rotate=rotate, permutation=permutation), "types")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("rope", dict(rotate=rotate, permutation=permutation), "types", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("rope", dict(rotate=rotate, permutation=permutation), "types", seed=seed)

@@ -41,29 +41,29 @@ check("yarn_ramp", yarn_frequencies)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "ends", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("yarn_ramp", yarn_frequencies, "ends")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("yarn_ramp", yarn_frequencies, "ends", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("yarn_ramp", yarn_frequencies, "ends", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "order", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("yarn_ramp", yarn_frequencies, "order")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("yarn_ramp", yarn_frequencies, "order", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("yarn_ramp", yarn_frequencies, "order", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "no_stretch", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("yarn_ramp", yarn_frequencies, "no_stretch")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("yarn_ramp", yarn_frequencies, "no_stretch", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("yarn_ramp", yarn_frequencies, "no_stretch", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "ramp", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
-score = check("yarn_ramp", yarn_frequencies, "ramp")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("yarn_ramp", yarn_frequencies, "ramp", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("yarn_ramp", yarn_frequencies, "ramp", seed=seed)

@@ -84,22 +84,22 @@ check("bug_yarn_scale", Finding(line, witness, repaired), variant=VARIANT)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "line", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bug_yarn_scale", Finding(line, witness, repaired), "line", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bug_yarn_scale", Finding(line, witness, repaired), "line", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bug_yarn_scale", Finding(line, witness, repaired), "line", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "witness", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bug_yarn_scale", Finding(line, witness, repaired), "witness", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bug_yarn_scale", Finding(line, witness, repaired), "witness", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bug_yarn_scale", Finding(line, witness, repaired), "witness", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "repaired", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
-score = check("bug_yarn_scale", Finding(line, witness, repaired), "repaired", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bug_yarn_scale", Finding(line, witness, repaired), "repaired", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bug_yarn_scale", Finding(line, witness, repaired), "repaired", variant=VARIANT, seed=seed)

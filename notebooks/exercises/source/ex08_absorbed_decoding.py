@@ -37,29 +37,29 @@ check("absorbed_decoding", absorbed)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "one_token", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("absorbed_decoding", absorbed, "one_token")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("absorbed_decoding", absorbed, "one_token", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("absorbed_decoding", absorbed, "one_token", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "position", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("absorbed_decoding", absorbed, "position")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("absorbed_decoding", absorbed, "position", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("absorbed_decoding", absorbed, "position", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "naive", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
-score = check("absorbed_decoding", absorbed, "naive")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("absorbed_decoding", absorbed, "naive", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("absorbed_decoding", absorbed, "naive", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "memory", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("absorbed_decoding", absorbed, "memory")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("absorbed_decoding", absorbed, "memory", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("absorbed_decoding", absorbed, "memory", seed=seed)

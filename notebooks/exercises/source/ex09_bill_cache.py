@@ -70,29 +70,29 @@ check("bill_cache", answers, variant=VARIANT)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "bytes_per_token", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_cache", answers, "bytes_per_token", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_cache", answers, "bytes_per_token", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_cache", answers, "bytes_per_token", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "gib_at_context", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_cache", answers, "gib_at_context", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_cache", answers, "gib_at_context", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_cache", answers, "gib_at_context", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "times_smaller", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_cache", answers, "times_smaller", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_cache", answers, "times_smaller", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_cache", answers, "times_smaller", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "absorb_up_to", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_cache", answers, "absorb_up_to", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_cache", answers, "absorb_up_to", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_cache", answers, "absorb_up_to", variant=VARIANT, seed=seed)

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidsv3.config import ModelConfig
-from minidsv3.exercises import check
+from minidsv3.exercises import check, measured
 from minidsv3.generation.costs import PATHS, attention_cost
 
 
@@ -30,7 +30,7 @@ def measure():
 
 
 # %%
-data = measure()
+data = measured(measure)
 plt.loglog(data["new_tokens"], data["absorbed"], label="absorbed")
 plt.loglog(data["new_tokens"], data["recomputed"], "--", label="recomputed")
 plt.xlabel("new tokens at once")
@@ -52,29 +52,29 @@ check("measure_decode", measure)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "range", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_decode", measure, "range")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_decode", measure, "range", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_decode", measure, "range", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "absorbed", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_decode", measure, "absorbed")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_decode", measure, "absorbed", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_decode", measure, "absorbed", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "recomputed", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_decode", measure, "recomputed")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_decode", measure, "recomputed", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_decode", measure, "recomputed", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "crossing", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_decode", measure, "crossing")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_decode", measure, "crossing", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_decode", measure, "crossing", seed=seed)

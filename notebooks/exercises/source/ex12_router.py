@@ -44,36 +44,36 @@ use("router", select)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "plain", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("router", select, "plain")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("router", select, "plain", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("router", select, "plain", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "ties", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("router", select, "ties")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("router", select, "ties", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("router", select, "ties", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "bias", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("router", select, "bias")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("router", select, "bias", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("router", select, "bias", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "groups", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("router", select, "groups")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("router", select, "groups", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("router", select, "groups", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "negative", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("router", select, "negative")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("router", select, "negative", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("router", select, "negative", seed=seed)

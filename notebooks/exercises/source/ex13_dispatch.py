@@ -51,29 +51,29 @@ use("dispatch", dict(plan=plan, combine=combine))
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "counts", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("dispatch", dict(plan=plan, combine=combine), "counts")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("dispatch", dict(plan=plan, combine=combine), "counts", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("dispatch", dict(plan=plan, combine=combine), "counts", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "order", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("dispatch", dict(plan=plan, combine=combine), "order")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("dispatch", dict(plan=plan, combine=combine), "order", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("dispatch", dict(plan=plan, combine=combine), "order", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "inverse", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("dispatch", dict(plan=plan, combine=combine), "inverse")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("dispatch", dict(plan=plan, combine=combine), "inverse", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("dispatch", dict(plan=plan, combine=combine), "inverse", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "combine", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("dispatch", dict(plan=plan, combine=combine), "combine")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("dispatch", dict(plan=plan, combine=combine), "combine", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("dispatch", dict(plan=plan, combine=combine), "combine", seed=seed)

@@ -38,29 +38,29 @@ use("bias_update", update_bias)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "direction", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bias_update", update_bias, "direction")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bias_update", update_bias, "direction", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bias_update", update_bias, "direction", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "size", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bias_update", update_bias, "size")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bias_update", update_bias, "size", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bias_update", update_bias, "size", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "balanced", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-score = check("bias_update", update_bias, "balanced")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bias_update", update_bias, "balanced", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bias_update", update_bias, "balanced", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "adds_up", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("bias_update", update_bias, "adds_up")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bias_update", update_bias, "adds_up", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bias_update", update_bias, "adds_up", seed=seed)

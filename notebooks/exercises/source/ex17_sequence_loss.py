@@ -58,22 +58,22 @@ use("sequence_loss", SequenceLoss)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "values", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("sequence_loss", SequenceLoss, "values")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("sequence_loss", SequenceLoss, "values", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("sequence_loss", SequenceLoss, "values", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "types", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("sequence_loss", SequenceLoss, "types")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("sequence_loss", SequenceLoss, "types", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("sequence_loss", SequenceLoss, "types", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "gradients", "locked": true, "points": 5, "schema_version": 3, "solution": false, "task": false}
-score = check("sequence_loss", SequenceLoss, "gradients")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("sequence_loss", SequenceLoss, "gradients", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("sequence_loss", SequenceLoss, "gradients", seed=seed)

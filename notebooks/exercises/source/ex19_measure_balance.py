@@ -14,7 +14,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minidsv3.exercises import check
+from minidsv3.exercises import check, measured
 from minidsv3.exercises.ex19_measure_balance import simulate
 
 
@@ -30,7 +30,7 @@ def measure():
 
 
 # %%
-data = measure()
+data = measured(measure)
 plt.semilogx(data["speeds"][1:], data["max_vio"][1:], "o-", label="with the rule")
 plt.axhline(data["max_vio"][0], linestyle="--", label="speed 0")
 plt.xlabel("speed")
@@ -52,29 +52,29 @@ check("measure_balance", measure)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "loads", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_balance", measure, "loads")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_balance", measure, "loads", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_balance", measure, "loads", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "sweep", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_balance", measure, "sweep")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_balance", measure, "sweep", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_balance", measure, "sweep", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "max_vio", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_balance", measure, "max_vio")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_balance", measure, "max_vio", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_balance", measure, "max_vio", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "best", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("measure_balance", measure, "best")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("measure_balance", measure, "best", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("measure_balance", measure, "best", seed=seed)

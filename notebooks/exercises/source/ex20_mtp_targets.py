@@ -36,36 +36,36 @@ check("mtp_targets", mtp_targets)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "main", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-score = check("mtp_targets", mtp_targets, "main")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("mtp_targets", mtp_targets, "main", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("mtp_targets", mtp_targets, "main", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "lengths", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("mtp_targets", mtp_targets, "lengths")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("mtp_targets", mtp_targets, "lengths", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("mtp_targets", mtp_targets, "lengths", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "targets", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("mtp_targets", mtp_targets, "targets")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("mtp_targets", mtp_targets, "targets", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("mtp_targets", mtp_targets, "targets", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "seen", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("mtp_targets", mtp_targets, "seen")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("mtp_targets", mtp_targets, "seen", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("mtp_targets", mtp_targets, "seen", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "no_copy", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("mtp_targets", mtp_targets, "no_copy")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("mtp_targets", mtp_targets, "no_copy", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("mtp_targets", mtp_targets, "no_copy", seed=seed)

@@ -34,36 +34,36 @@ check("accept_reject", verify)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "equal", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-score = check("accept_reject", verify, "equal")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("accept_reject", verify, "equal", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("accept_reject", verify, "equal", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "never", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-score = check("accept_reject", verify, "never")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("accept_reject", verify, "never", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("accept_reject", verify, "never", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "rate", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("accept_reject", verify, "rate")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("accept_reject", verify, "rate", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("accept_reject", verify, "rate", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "after_rejection", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("accept_reject", verify, "after_rejection")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("accept_reject", verify, "after_rejection", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("accept_reject", verify, "after_rejection", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "lossless", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
-score = check("accept_reject", verify, "lossless")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("accept_reject", verify, "lossless", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("accept_reject", verify, "lossless", seed=seed)

@@ -44,36 +44,36 @@ check("resume", dict(save=save, restore=restore))
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "weights", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-score = check("resume", dict(save=save, restore=restore), "weights")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("resume", dict(save=save, restore=restore), "weights", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("resume", dict(save=save, restore=restore), "weights", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "moments", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("resume", dict(save=save, restore=restore), "moments")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("resume", dict(save=save, restore=restore), "moments", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("resume", dict(save=save, restore=restore), "moments", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "counters", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("resume", dict(save=save, restore=restore), "counters")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("resume", dict(save=save, restore=restore), "counters", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("resume", dict(save=save, restore=restore), "counters", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "generator", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("resume", dict(save=save, restore=restore), "generator")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("resume", dict(save=save, restore=restore), "generator", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("resume", dict(save=save, restore=restore), "generator", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "bits", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("resume", dict(save=save, restore=restore), "bits")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("resume", dict(save=save, restore=restore), "bits", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("resume", dict(save=save, restore=restore), "bits", seed=seed)

@@ -42,29 +42,29 @@ use("quantize_tile", quantize)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "scales", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("quantize_tile", quantize, "scales")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("quantize_tile", quantize, "scales", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("quantize_tile", quantize, "scales", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "codes", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("quantize_tile", quantize, "codes")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("quantize_tile", quantize, "codes", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("quantize_tile", quantize, "codes", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "edge", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("quantize_tile", quantize, "edge")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("quantize_tile", quantize, "edge", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("quantize_tile", quantize, "edge", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "zeros", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("quantize_tile", quantize, "zeros")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("quantize_tile", quantize, "zeros", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("quantize_tile", quantize, "zeros", seed=seed)

@@ -38,29 +38,29 @@ check("promoted_sum", promoted_sum)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "short", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("promoted_sum", promoted_sum, "short")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("promoted_sum", promoted_sum, "short", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("promoted_sum", promoted_sum, "short", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "whole", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("promoted_sum", promoted_sum, "whole")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("promoted_sum", promoted_sum, "whole", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("promoted_sum", promoted_sum, "whole", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "rest", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("promoted_sum", promoted_sum, "rest")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("promoted_sum", promoted_sum, "rest", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("promoted_sum", promoted_sum, "rest", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "error", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("promoted_sum", promoted_sum, "error")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("promoted_sum", promoted_sum, "error", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("promoted_sum", promoted_sum, "error", seed=seed)

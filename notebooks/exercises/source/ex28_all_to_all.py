@@ -52,29 +52,29 @@ check("all_to_all", expert_parallel)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "one_expert", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("all_to_all", expert_parallel, "one_expert")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("all_to_all", expert_parallel, "one_expert", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("all_to_all", expert_parallel, "one_expert", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "several", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("all_to_all", expert_parallel, "several")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("all_to_all", expert_parallel, "several", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("all_to_all", expert_parallel, "several", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "bytes", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("all_to_all", expert_parallel, "bytes")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("all_to_all", expert_parallel, "bytes", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("all_to_all", expert_parallel, "bytes", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "idle", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("all_to_all", expert_parallel, "idle")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("all_to_all", expert_parallel, "idle", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("all_to_all", expert_parallel, "idle", seed=seed)

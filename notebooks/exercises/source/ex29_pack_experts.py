@@ -51,29 +51,29 @@ check("pack_experts", dict(pack=pack, replicas=replicas))
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "room", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "room")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "room", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("pack_experts", dict(pack=pack, replicas=replicas), "room", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "greedy", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "greedy")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "greedy", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("pack_experts", dict(pack=pack, replicas=replicas), "greedy", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "ties", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "ties")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "ties", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("pack_experts", dict(pack=pack, replicas=replicas), "ties", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "replicas", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "replicas")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("pack_experts", dict(pack=pack, replicas=replicas), "replicas", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("pack_experts", dict(pack=pack, replicas=replicas), "replicas", seed=seed)

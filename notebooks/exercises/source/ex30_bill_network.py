@@ -77,36 +77,36 @@ check("bill_network", answers, variant=VARIANT)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "dispatch_bytes_per_token", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_network", answers, "dispatch_bytes_per_token", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_network", answers, "dispatch_bytes_per_token", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_network", answers, "dispatch_bytes_per_token", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "forward_bytes_per_token", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_network", answers, "forward_bytes_per_token", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_network", answers, "forward_bytes_per_token", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_network", answers, "forward_bytes_per_token", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "ft2_endpoints", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_network", answers, "ft2_endpoints", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_network", answers, "ft2_endpoints", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_network", answers, "ft2_endpoints", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "ft3_switches", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_network", answers, "ft3_switches", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_network", answers, "ft3_switches", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_network", answers, "ft3_switches", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "mpft_switches", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_network", answers, "mpft_switches", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_network", answers, "mpft_switches", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_network", answers, "mpft_switches", variant=VARIANT, seed=seed)

@@ -38,29 +38,29 @@ check("schedule", one_forward_one_backward)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "complete", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("schedule", one_forward_one_backward, "complete")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("schedule", one_forward_one_backward, "complete", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("schedule", one_forward_one_backward, "complete", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "runs", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("schedule", one_forward_one_backward, "runs")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("schedule", one_forward_one_backward, "runs", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("schedule", one_forward_one_backward, "runs", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "memory", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
-score = check("schedule", one_forward_one_backward, "memory")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("schedule", one_forward_one_backward, "memory", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("schedule", one_forward_one_backward, "memory", seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "bubble", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("schedule", one_forward_one_backward, "bubble")
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("schedule", one_forward_one_backward, "bubble", seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("schedule", one_forward_one_backward, "bubble", seed=seed)

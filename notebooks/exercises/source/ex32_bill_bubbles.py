@@ -76,36 +76,36 @@ check("bill_bubbles", answers, variant=VARIANT)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "bubble_1f1b", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_bubbles", answers, "bubble_1f1b", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_bubbles", answers, "bubble_1f1b", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_bubbles", answers, "bubble_1f1b", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "bubble_zb1p", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_bubbles", answers, "bubble_zb1p", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_bubbles", answers, "bubble_zb1p", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_bubbles", answers, "bubble_zb1p", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "bubble_dualpipe", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_bubbles", answers, "bubble_dualpipe", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_bubbles", answers, "bubble_dualpipe", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_bubbles", answers, "bubble_dualpipe", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "share_1f1b", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_bubbles", answers, "share_1f1b", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_bubbles", answers, "share_1f1b", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_bubbles", answers, "share_1f1b", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "live_chunks", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_bubbles", answers, "live_chunks", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_bubbles", answers, "live_chunks", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_bubbles", answers, "live_chunks", variant=VARIANT, seed=seed)

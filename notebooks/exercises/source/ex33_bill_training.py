@@ -77,36 +77,36 @@ check("bill_training", answers, variant=VARIANT)
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
 # %% nbgrader={"grade": true, "grade_id": "pretraining_hours", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_training", answers, "pretraining_hours", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_training", answers, "pretraining_hours", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_training", answers, "pretraining_hours", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "dollars", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_training", answers, "dollars", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_training", answers, "dollars", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_training", answers, "dollars", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "days", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_training", answers, "days", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_training", answers, "days", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_training", answers, "days", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "flops", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_training", answers, "flops", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_training", answers, "flops", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_training", answers, "flops", variant=VARIANT, seed=seed)
 
 # %% nbgrader={"grade": true, "grade_id": "utilisation", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-score = check("bill_training", answers, "utilisation", variant=VARIANT)
+seed = 0
 ### BEGIN HIDDEN TESTS
-score = check("bill_training", answers, "utilisation", variant=VARIANT, seed=1)
+seed = 1
 ### END HIDDEN TESTS
-score
+check("bill_training", answers, "utilisation", variant=VARIANT, seed=seed)
