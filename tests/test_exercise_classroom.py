@@ -59,14 +59,14 @@ def op_answers():
     good = reference("rms_norm")
     body = "        ### BEGIN SOLUTION\n        r = 1 / np.sqrt("
     own = "from minidsv3.ops.norm import RMSNormFunction\n\n\nclass RMSNorm(RMSNormFunction):\n    pass"
-    nothing = dict(values=0, types=0, gradients=0)
+    nothing = dict(values=0, types=0, gradients=0, golden=0)
     return {
-        "perfect": (good, dict(values=3, types=2, gradients=5)),
+        "perfect": (good, dict(values=2, types=2, gradients=5, golden=1)),
         "untouched": (None, nothing),
         "partly right": (good.replace("g - x * r * r * (g * x).mean(axis=-1, keepdims=True)", "g"),
-                         dict(values=3, types=2, gradients=0)),
+                         dict(values=2, types=2, gradients=0, golden=0)),
         "in double precision": (good.replace("x.dtype.type(eps)", "np.float64(eps)"),
-                                dict(values=3, types=0, gradients=5)),
+                                dict(values=2, types=0, gradients=5, golden=1)),
         "raises": (good.replace(body, "        raise ValueError('no')\n" + body), nothing),
         "hangs": (good.replace(body, "        while True:\n            pass\n" + body), nothing),
         "borrowed": (own, nothing),

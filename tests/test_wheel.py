@@ -76,8 +76,10 @@ def test_wheel_is_what_runs_and_not_the_clone(python):
 def test_wheel_holds_the_package_and_its_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {path.relative_to(CLONE).as_posix() for path in (CLONE / "minidsv3").rglob("*.py")}
+    sources |= {path.relative_to(CLONE).as_posix() for path in (CLONE / "minidsv3").rglob("*.npz")}
     data = {path.relative_to(CLONE / "data").as_posix() for path in (CLONE / "data").rglob("*.json")}
     assert sources | {f"minidsv3/_data/{name}" for name in data} <= names and len(data) >= 4
+    assert sum(name.startswith("minidsv3/exercises/golden/") for name in names) == 17
     assert all(name.startswith(("minidsv3/", "minidsv3-")) for name in names)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from ..ops.loss import CrossEntropyFunction
 from .any_op import cross_entropy_cases
 from .exercise import Exercise
+from .golden import golden_op
 from .gradients import op_properties
 
 
@@ -25,14 +26,18 @@ EXERCISE = Exercise(
     kind="I",
     lesson=1,
     minutes=25,
-    properties=op_properties(
-        CrossEntropyFunction,
-        cross_entropy_cases,
-        hints=(
-            "mean over the targets that are not -100, 0 if there are none; subtract the row's maximum before exp",
-            "the loss is a 0-d array of the logits' dtype: np.asarray(loss, dtype=logits.dtype)",
-            "(softmax - one hot) / number of valid targets, times dy; ignored rows get zero",
+    properties=(
+        *op_properties(
+            CrossEntropyFunction,
+            cross_entropy_cases,
+            points=(2, 2, 5),
+            hints=(
+                "mean over the targets that are not -100, 0 if there are none; subtract the row's maximum before exp",
+                "the loss is a 0-d array of the logits' dtype: np.asarray(loss, dtype=logits.dtype)",
+                "(softmax - one hot) / number of valid targets, times dy; ignored rows get zero",
+            ),
         ),
+        golden_op("cross_entropy", "logits", "targets", "loss", "dlogits"),
     ),
     enter=_enter,
 )

@@ -8,6 +8,7 @@ from ..autograd import Function
 from ..ops.rope import RopeFunction
 from .calling import Mine
 from .exercise import Exercise, Property, array, same, sizes
+from .golden import ATOL, RTOL, Case, golden
 
 Rng = np.random.Generator
 
@@ -68,6 +69,13 @@ def _types(mine: Mine, rng: Rng) -> None:
         array("the result", mine.part("rotate")(x, angles, interleave), x.shape, np.float32)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    for layout in ("neighbours", "halves"):
+        got = mine.part("rotate")(case["x"], case["angles"], layout == "neighbours")
+        same(f"{layout} turned", got, case[layout], RTOL, ATOL)
+    same("the permutation", mine.part("permutation")(case["x"].shape[1]), case["permutation"])
+
+
 def _enter(submission: Any, parts: Any) -> None:
     rotate = Mine(submission).part("rotate").submission
 
@@ -117,12 +125,13 @@ EXERCISE = Exercise(
         ),
         Property(
             "permutation",
-            3,
+            2,
             "one permutation of channels turns one layout into the other",
             _permutation,
             "where does the half-split layout take its channel j from? even channels first",
         ),
         Property("types", 1, "float32 stays float32", _types, "np.empty and np.zeros without dtype are float64"),
+        golden("rope", _golden),
     ),
     enter=_enter,
 )

@@ -6,6 +6,7 @@ import numpy as np
 
 from .calling import Mine
 from .exercise import Exercise, Property, array, require, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 THETA = 10000.0
@@ -54,6 +55,12 @@ def _ramp(mine: Mine, rng: Rng) -> None:
         same("the frequencies", mine(**case), np.array(expected), rtol=1e-9, atol=0)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    """DeepSeek-V3's own numbers."""
+    settings = {name: value for name, value in case.items() if name != "frequencies"}
+    same("the frequencies", mine(**settings), case["frequencies"], rtol=1e-9, atol=0)
+
+
 EXERCISE = Exercise(
     title="YaRN's ramp over the channel pairs",
     kind="I",
@@ -77,10 +84,11 @@ EXERCISE = Exercise(
         ),
         Property(
             "ramp",
-            4,
+            3,
             "the blend is linear between the two correction pairs",
             _ramp,
             "low = floor(pair of beta_fast), high = ceil(pair of beta_slow); the ramp counts pairs, not channels",
         ),
+        golden("yarn_ramp", _golden, "DeepSeek-V3's own frequencies, rtol 1e-9"),
     ),
 )

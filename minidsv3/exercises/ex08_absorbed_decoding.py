@@ -7,6 +7,7 @@ import numpy as np
 
 from .calling import Mine
 from .exercise import Exercise, Property, array, require, same, sizes
+from .golden import ATOL, RTOL, Case, golden
 
 Rng = np.random.Generator
 
@@ -66,6 +67,11 @@ def _memory(mine: Mine, rng: Rng) -> None:
     require(peak <= limit, needed)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    inputs = {name: value for name, value in case.items() if name != "y"}
+    same("the output", mine(**inputs), case["y"], RTOL, ATOL)
+
+
 EXERCISE = Exercise(
     title="absorbed decoding over a latent cache",
     kind="I",
@@ -88,7 +94,7 @@ EXERCISE = Exercise(
         ),
         Property(
             "naive",
-            4,
+            3,
             "equal to attention over keys and values of all heads",
             _naive_equal,
             "q . (W c) = (W^T q) . c, and sum_j p_j W c_j = W sum_j p_j c_j",
@@ -100,5 +106,6 @@ EXERCISE = Exercise(
             _memory,
             "no array may have both the cached tokens and d_n or d_v as axes",
         ),
+        golden("absorbed_decoding", _golden),
     ),
 )

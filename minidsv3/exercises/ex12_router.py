@@ -6,6 +6,7 @@ import numpy as np
 
 from .calling import Mine
 from .exercise import Exercise, Property, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 
@@ -56,6 +57,11 @@ def _negative(mine: Mine, rng: Rng) -> None:
     _compare(mine, rng.random((T, 4 * size)), rng.uniform(-9, -5, 4 * size), size, 4, 1)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    settings = {name: case[name] for name in ("top_k", "n_group", "topk_group")}
+    same("the experts", mine(case["scores"], case["bias"], **settings), case["topk_idx"])
+
+
 def _enter(submission: Any, parts: Any) -> None:
     def select(scores: Any, bias: Any, *, top_k: int, n_group: int, topk_group: int, method: str) -> Any:
         return submission(scores, bias, top_k=top_k, n_group=n_group, topk_group=topk_group)
@@ -71,7 +77,7 @@ EXERCISE = Exercise(
     properties=(
         Property(
             "plain",
-            2,
+            1,
             "without groups: the best experts, ascending",
             _plain,
             "return int64 [T, K], each row sorted by expert number",
@@ -104,6 +110,7 @@ EXERCISE = Exercise(
             _negative,
             "mask with -inf: 0 is larger than a negative score",
         ),
+        golden("router", _golden, "equal"),
     ),
     enter=_enter,
 )

@@ -9,6 +9,7 @@ from ..ops.routing import permute, unpermute
 from .calling import Mine
 from .exercise import Exercise, Property, array, same, sizes
 from .exercise import parts as tuple_of
+from .golden import ATOL, RTOL, Case, golden
 
 Rng = np.random.Generator
 
@@ -63,6 +64,14 @@ def _combine(mine: Mine, rng: Rng) -> None:
     same("the combined rows", mine.part("combine")(rows, weights, row_of_slot), expected)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    names = ("rows_per_expert", "token_of_row", "row_of_slot")
+    for name, got in zip(names, _planned(mine, case["topk_idx"], case["experts"])):
+        same(name, got, case[name])
+    got = mine.part("combine")(case["rows"], case["weights"], case["row_of_slot"])
+    same("the combined rows", got, case["y"], RTOL, ATOL)
+
+
 def _enter(submission: Any, parts: Any) -> None:
     plan = Mine(submission).part("plan").submission
 
@@ -103,7 +112,7 @@ EXERCISE = Exercise(
         ),
         Property(
             "inverse",
-            3,
+            2,
             "row_of_slot says where each slot's row went",
             _inverse,
             "the inverse of a permutation p: inverse[p] = arange",
@@ -115,6 +124,7 @@ EXERCISE = Exercise(
             _combine,
             "rows[row_of_slot] is [T, K, D]; sum over K with the weights",
         ),
+        golden("dispatch", _golden),
     ),
     enter=_enter,
 )

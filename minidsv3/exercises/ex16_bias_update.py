@@ -6,6 +6,7 @@ import numpy as np
 
 from .calling import Mine
 from .exercise import Exercise, Property, array, same, sizes
+from .golden import ATOL, RTOL, Case, golden
 
 Rng = np.random.Generator
 
@@ -49,6 +50,12 @@ def _adds_up(mine: Mine, rng: Rng) -> None:
     same("the new bias", got - bias, np.array(walked, dtype=np.float32) - bias)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    for step, load in enumerate(case["load"]):
+        before, after = case["bias"][step : step + 2]
+        same(f"the bias after step {step + 1}", mine(before, load, case["speed"]), after, RTOL, ATOL)
+
+
 def _enter(submission: Any, parts: Any) -> None:
     parts.update_bias = submission
 
@@ -72,11 +79,12 @@ EXERCISE = Exercise(
         Property("balanced", 1, "an even load changes nothing", _balanced, "sign(0) is 0, and the old bias stays"),
         Property(
             "adds_up",
-            3,
+            2,
             "the change is added to the old bias, in float32",
             _adds_up,
             "return bias + change as float32; the bias is a state that accumulates",
         ),
+        golden("bias_update", _golden),
     ),
     enter=_enter,
 )

@@ -6,6 +6,7 @@ import numpy as np
 
 from .calling import Mine
 from .exercise import Exercise, Property, array, parts, require, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 
@@ -66,6 +67,13 @@ def _no_copy(mine: Mine, rng: Rng) -> None:
         require(not np.any(seen == targets), f"at depth {depth} the module is given the token it is to predict")
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    for depth in (1, 2):
+        _, seen, targets = _got(mine, case["tokens"], depth)
+        same(f"seen of depth {depth}", seen, case[f"seen_{depth}"])
+        same(f"targets of depth {depth}", targets, case[f"targets_{depth}"])
+
+
 EXERCISE = Exercise(
     title="multi-token prediction: inputs and targets of depth k",
     kind="I",
@@ -80,7 +88,7 @@ EXERCISE = Exercise(
         ),
         Property(
             "targets",
-            3,
+            2,
             "position i of depth k predicts token i+k+1",
             _indices,
             "h_i has seen tokens 0..i; depth k adds tokens i+1..i+k",
@@ -99,5 +107,6 @@ EXERCISE = Exercise(
             _no_copy,
             "a target equal to the input makes the loss fall to zero: a copy function",
         ),
+        golden("mtp_targets", _golden, "equal"),
     ),
 )

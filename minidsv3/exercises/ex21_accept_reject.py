@@ -6,6 +6,7 @@ import numpy as np
 
 from .calling import Mine
 from .exercise import Exercise, Failed, Property, parts, require, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 DRAWS = 4000
@@ -70,6 +71,15 @@ def _after_rejection(mine: Mine, rng: Rng) -> None:
         same("the token after a rejection", token, 0 if accepted else 2)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    """What comes out for each guess that goes in: a table of probabilities, measured."""
+    rng, p, q = np.random.default_rng(0), case["p"], case["q"]
+    for draft, row in enumerate(case["table"]):
+        tokens = [_verdict(mine, p, q, draft, rng)[0] for _ in range(DRAWS)]
+        share = np.bincount(tokens, minlength=len(p)) / DRAWS
+        same(f"how often each token comes for the guess {draft}", share, row, rtol=0, atol=0.04)
+
+
 EXERCISE = Exercise(
     title="speculative decoding: accept, reject, and lose nothing",
     kind="I",
@@ -100,10 +110,11 @@ EXERCISE = Exercise(
         ),
         Property(
             "lossless",
-            4,
+            3,
             "tokens come with the model's own probabilities (chi-square)",
             _lossless,
             "accepting above a threshold, or drawing from p after a rejection, is not lossless",
         ),
+        golden("accept_reject", _golden, f"a table of probabilities, within 0.04 in {DRAWS} draws"),
     ),
 )

@@ -8,6 +8,7 @@ from ..ops.linear import Gemm
 from ..quant.formats import round_to
 from .calling import Mine, given
 from .exercise import Exercise, Property, array, parts, require, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 MAX = 448.0
@@ -88,6 +89,12 @@ class _Recipe:
         return None
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    codes, scales = _got(mine, case["x"], case["block"])
+    same("scales", scales, case["scales"], rtol=1e-6, atol=0)
+    same("codes", codes, case["codes"], rtol=0, atol=0)
+
+
 def _enter(submission: Any, parts: Any) -> None:
     parts.recipe = _Recipe(submission)
 
@@ -107,7 +114,7 @@ EXERCISE = Exercise(
         ),
         Property(
             "codes",
-            3,
+            2,
             "codes are E4M3 numbers, code * scale is x within half a step",
             _codes,
             "codes = round_e4m3(x / scale): divide by the scale, then round; the scale multiplies on the way back",
@@ -126,6 +133,7 @@ EXERCISE = Exercise(
             _zeros,
             "where the largest magnitude is 0, take any positive scale",
         ),
+        golden("quantize_tile", _golden, "codes equal, scales rtol 1e-6"),
     ),
     enter=_enter,
 )

@@ -6,6 +6,7 @@ import numpy as np
 
 from .calling import Mine, given
 from .exercise import Exercise, Property, array, require, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 BITS = 14
@@ -68,6 +69,11 @@ def _error(mine: Mine, rng: Rng) -> None:
     require(alone > 4 * error, f"without promotion the error is {alone:.2e}, with it {error:.2e}: expected far more")
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    for interval, expected in zip(case["intervals"].tolist(), case["sums"]):
+        same(f"the sum of 300 with interval {interval}", _sum(mine, case["products"], interval), expected, 0, 0)
+
+
 EXERCISE = Exercise(
     title="promoted accumulation",
     kind="I",
@@ -83,7 +89,7 @@ EXERCISE = Exercise(
         ),
         Property(
             "whole",
-            3,
+            2,
             "after each interval the part goes to a float32 sum",
             _whole,
             "start the next part at zero; total is float32 and is not narrowed",
@@ -96,5 +102,6 @@ EXERCISE = Exercise(
             _error,
             "without promotion a large part swallows the low bits of each new product",
         ),
+        golden("promoted_sum", _golden, "equal"),
     ),
 )

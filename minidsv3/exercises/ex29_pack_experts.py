@@ -5,6 +5,7 @@ import numpy as np
 from ..parallel.eplb import balanced_packing, replicate_experts
 from .calling import Mine
 from .exercise import Exercise, Property, array, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 
@@ -52,6 +53,13 @@ def _replicas(mine: Mine, rng: Rng) -> None:
         same("replicas of each expert", got, expected)
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    """Recorded from EPLB itself."""
+    same("the packs", _pack(mine, case["weight"], case["packs"]), case["pack_of_item"])
+    got = array("replicas", mine.part("replicas")(case["load"], case["count"]), case["load"].shape)
+    same("replicas of each expert", got, case["replicas"])
+
+
 EXERCISE = Exercise(
     title="packing and replicating experts as EPLB does",
     kind="I",
@@ -61,7 +69,7 @@ EXERCISE = Exercise(
         Property("room", 2, "every pack gets the same number of items", _room, "a pack with n / packs items is full"),
         Property(
             "greedy",
-            3,
+            2,
             "heaviest first, into the lightest pack with room",
             _greedy,
             "sort by weight, heaviest first; argmin over the packs that have room",
@@ -80,5 +88,6 @@ EXERCISE = Exercise(
             _replicas,
             "compare weight / count, and count starts at 1",
         ),
+        golden("pack_experts", _golden, "recorded from EPLB itself, equal"),
     ),
 )

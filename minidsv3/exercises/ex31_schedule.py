@@ -9,6 +9,7 @@ from ..parallel.schedules import Schedule, bubble, validate
 from ..parallel.timeline import timeline
 from .calling import Mine
 from .exercise import Exercise, Failed, Property, parts, require, same, sizes
+from .golden import Case, golden
 
 Rng = np.random.Generator
 
@@ -60,6 +61,12 @@ def _bubble(mine: Mine, rng: Rng) -> None:
     )
 
 
+def _golden(mine: Mine, case: Case) -> None:
+    plan = _plan(mine, case["ranks"], case["chunks"])
+    order = [[c + 1 if kind == "F" else -(c + 1) for kind, _, c in row] for row in plan]
+    same("the order (c + 1: forward of c, minus: backward)", np.array(order, dtype=np.int64), case["order"])
+
+
 EXERCISE = Exercise(
     title="the schedule one forward, one backward",
     kind="I",
@@ -75,7 +82,7 @@ EXERCISE = Exercise(
         ),
         Property(
             "runs",
-            3,
+            2,
             "no rank waits for ever",
             _runs,
             "rank r begins with min(ranks - 1 - r, chunks) forwards, then alternates F, B; chunks in order",
@@ -94,5 +101,6 @@ EXERCISE = Exercise(
             _bubble,
             "the warm-up of rank r is ranks - 1 - r forwards, not one more or less",
         ),
+        golden("schedule", _golden, "a clock's order, equal"),
     ),
 )

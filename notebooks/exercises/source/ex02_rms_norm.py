@@ -52,7 +52,7 @@ use("rms_norm", RMSNorm)
 # %% [markdown]
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
-# %% nbgrader={"grade": true, "grade_id": "values", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "values", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -72,3 +72,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("rms_norm", RMSNorm, "gradients", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("rms_norm", RMSNorm, "golden", seed=seed)

@@ -58,7 +58,7 @@ use("cross_entropy", CrossEntropy)
 # %% [markdown]
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
-# %% nbgrader={"grade": true, "grade_id": "values", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "values", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -78,3 +78,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("cross_entropy", CrossEntropy, "gradients", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("cross_entropy", CrossEntropy, "golden", seed=seed)

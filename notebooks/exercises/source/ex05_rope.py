@@ -74,7 +74,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("rope", dict(rotate=rotate, permutation=permutation), "relative", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "permutation", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "permutation", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -87,3 +87,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("rope", dict(rotate=rotate, permutation=permutation), "types", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("rope", dict(rotate=rotate, permutation=permutation), "golden", seed=seed)

@@ -61,9 +61,16 @@ seed = 1
 ### END HIDDEN TESTS
 check("yarn_ramp", yarn_frequencies, "no_stretch", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "ramp", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "ramp", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
 ### END HIDDEN TESTS
 check("yarn_ramp", yarn_frequencies, "ramp", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("yarn_ramp", yarn_frequencies, "golden", seed=seed)

@@ -50,7 +50,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("absorbed_decoding", absorbed, "position", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "naive", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "naive", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -63,3 +63,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("absorbed_decoding", absorbed, "memory", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("absorbed_decoding", absorbed, "golden", seed=seed)

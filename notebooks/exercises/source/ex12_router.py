@@ -43,7 +43,7 @@ use("router", select)
 # %% [markdown]
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
 
-# %% nbgrader={"grade": true, "grade_id": "plain", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "plain", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -77,3 +77,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("router", select, "negative", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("router", select, "golden", seed=seed)

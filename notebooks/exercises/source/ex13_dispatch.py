@@ -64,7 +64,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("dispatch", dict(plan=plan, combine=combine), "order", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "inverse", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "inverse", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -77,3 +77,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("dispatch", dict(plan=plan, combine=combine), "combine", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("dispatch", dict(plan=plan, combine=combine), "golden", seed=seed)

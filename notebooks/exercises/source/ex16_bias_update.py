@@ -58,9 +58,16 @@ seed = 1
 ### END HIDDEN TESTS
 check("bias_update", update_bias, "balanced", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "adds_up", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "adds_up", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
 ### END HIDDEN TESTS
 check("bias_update", update_bias, "adds_up", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("bias_update", update_bias, "golden", seed=seed)

@@ -49,7 +49,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("mtp_targets", mtp_targets, "lengths", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "targets", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "targets", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -69,3 +69,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("mtp_targets", mtp_targets, "no_copy", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("mtp_targets", mtp_targets, "golden", seed=seed)

@@ -71,9 +71,16 @@ seed = 1
 ### END HIDDEN TESTS
 check("resume", dict(save=save, restore=restore), "generator", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "bits", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "bits", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
 ### END HIDDEN TESTS
 check("resume", dict(save=save, restore=restore), "bits", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("resume", dict(save=save, restore=restore), "golden", seed=seed)

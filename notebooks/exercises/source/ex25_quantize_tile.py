@@ -48,7 +48,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("quantize_tile", quantize, "scales", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "codes", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "codes", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -68,3 +68,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("quantize_tile", quantize, "zeros", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("quantize_tile", quantize, "golden", seed=seed)

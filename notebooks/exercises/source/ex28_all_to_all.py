@@ -58,7 +58,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("all_to_all", expert_parallel, "one_expert", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "several", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "several", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -78,3 +78,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("all_to_all", expert_parallel, "idle", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("all_to_all", expert_parallel, "golden", seed=seed)

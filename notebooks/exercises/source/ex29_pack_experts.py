@@ -57,7 +57,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("pack_experts", dict(pack=pack, replicas=replicas), "room", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "greedy", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "greedy", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -77,3 +77,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("pack_experts", dict(pack=pack, replicas=replicas), "replicas", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("pack_experts", dict(pack=pack, replicas=replicas), "golden", seed=seed)

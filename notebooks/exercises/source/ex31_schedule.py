@@ -44,7 +44,7 @@ seed = 1
 ### END HIDDEN TESTS
 check("schedule", one_forward_one_backward, "complete", seed=seed)
 
-# %% nbgrader={"grade": true, "grade_id": "runs", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "runs", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
 ### BEGIN HIDDEN TESTS
 seed = 1
@@ -64,3 +64,10 @@ seed = 0
 seed = 1
 ### END HIDDEN TESTS
 check("schedule", one_forward_one_backward, "bubble", seed=seed)
+
+# %% nbgrader={"grade": true, "grade_id": "golden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+seed = 0
+### BEGIN HIDDEN TESTS
+seed = 1
+### END HIDDEN TESTS
+check("schedule", one_forward_one_backward, "golden", seed=seed)
