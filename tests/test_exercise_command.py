@@ -113,9 +113,30 @@ def test_build_of_a_course_writes_teacher_student_and_settings(tmp_path, capsys)
 
 @pytest.mark.parametrize("name", ENTERING)
 def test_right_solution_trains_like_the_package(name, references, package_losses):
-    losses = train(parts_of([(name, references[name])]), steps=4)
+    parts = parts_of([(name, references[name])])
+    expected = train(parts.package(), steps=4) if parts.rope_scaling else package_losses
     tolerance = 0.02 if name == "quantize_tile" else 1e-4  # FP8 rounds; the others differ by float32 rounding
-    np.testing.assert_allclose(losses, package_losses, atol=tolerance)
+    np.testing.assert_allclose(train(parts, steps=4), expected, atol=tolerance)
+
+
+def test_restored_run_goes_on_to_the_same_bits_and_one_without_moments_does_not(references, package_losses):
+    save, restore = references["resume"]["save"], references["resume"]["restore"]
+    assert np.array_equal(train(Parts(save_and_restore=(save, restore)), steps=4), package_losses)
+
+    def forgetful(run, saved):
+        restore(run, ({"weights": saved[0]["weights"]}, *saved[1:]))
+
+    losses = train(Parts(save_and_restore=(save, forgetful)), steps=4)
+    assert np.array_equal(losses[:3], package_losses[:3])  # the third step's loss is taken before its update
+    assert abs(losses[3] - package_losses[3]) > 1e-3
+
+
+def test_frequencies_of_a_student_turn_the_model(references):
+    parts = parts_of([("yarn_ramp", references["yarn_ramp"])])
+    expected = train(parts.package(), steps=2)
+    parts.frequencies = lambda cfg: np.full(cfg.qk_rope_head_dim // 2, 0.5)
+    assert abs(train(parts, steps=2) - expected).max() > 1e-4
+    assert abs(train(Parts(), steps=2) - expected).max() > 1e-6  # YaRN is on in both
 
 
 @pytest.mark.parametrize("name", ENTERING)

@@ -112,9 +112,12 @@ def test_every_notebook_names_kind_lesson_and_minutes(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if catalogue()[n].kind == "M"])
 def test_measurements_end_in_a_text_for_the_rubric(name):
-    explain = [c for c in cells_of(name) if c.metadata.get("nbgrader", {}).get("grade_id") == "explain"]
-    assert explain[0].kind == "markdown"
-    assert "Rubric" in explain[0].source
+    cells = cells_of(name)
+    i = next(i for i, c in enumerate(cells) if c.metadata.get("nbgrader", {}).get("grade_id") == "explain")
+    assert cells[i].kind == cells[i - 1].kind == "markdown"
+    assert cells[i].source == "YOUR ANSWER HERE"  # nbgrader takes away what stands in a cell for an answer
+    assert "Rubric" in cells[i - 1].source
+    assert not cells[i - 1].metadata
 
 
 @pytest.mark.parametrize("name", VARIED)

@@ -20,7 +20,7 @@ from ..exercises.checker import catalogue, check, evaluate, exercise_of
 from ..exercises.exercise import KINDS
 from ..exercises.handed_in import Solution, read_folder, read_solutions
 from ..exercises.sources import FOLDER, build, build_course, write
-from ..exercises.training import STEPS, Parts, parts_of, train
+from ..exercises.training import STEPS, parts_of, train
 from .tables import text_table
 
 
@@ -86,7 +86,8 @@ def _run_mine(args: argparse.Namespace) -> int:
             inside[solution.name] = solution.submission
     if not inside:
         raise ValueError(f"no solution in {args.folder} passes and has a place in a training step")
-    own, ours = train(parts_of(inside.items()), args.steps), train(Parts(), args.steps)
+    parts = parts_of(inside.items())
+    own, ours = train(parts, args.steps), train(parts.package(), args.steps)
     for step, (a, b) in enumerate(zip(own, ours), start=1):
         if step in (1, len(own)) or step % 5 == 0:
             print(f"  step {step:4d}   yours {a:.4f}   the package {b:.4f}")

@@ -1,12 +1,13 @@
 """YaRN's frequencies: which channel pairs are stretched, and how far (lesson 02)."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from .calling import Mine
 from .exercise import Exercise, Property, array, require, same, sizes
-from .golden import Case, golden
+from .golden import Case, golden, stored
 
 Rng = np.random.Generator
 THETA = 10000.0
@@ -61,6 +62,18 @@ def _golden(mine: Mine, case: Case) -> None:
     same("the frequencies", mine(**settings), case["frequencies"], rtol=1e-9, atol=0)
 
 
+def _enter(submission: Any, parts: Any) -> None:
+    """Nano under V3's own YaRN: its four channel pairs lie before, on and behind the ramp."""
+    case, names = stored("yarn_ramp"), ("factor", "beta_fast", "beta_slow")
+    settings = {name: case[name] for name in names}
+    parts.rope_scaling = dict(type="yarn", original_max_position_embeddings=case["context"], **settings)
+
+    def frequencies(cfg: Any) -> Any:
+        return submission(cfg.qk_rope_head_dim, cfg.rope_theta, context=case["context"], **settings)
+
+    parts.frequencies = frequencies
+
+
 EXERCISE = Exercise(
     title="YaRN's ramp over the channel pairs",
     kind="I",
@@ -91,4 +104,5 @@ EXERCISE = Exercise(
         ),
         golden("yarn_ramp", _golden, "DeepSeek-V3's own frequencies, rtol 1e-9"),
     ),
+    enter=_enter,
 )

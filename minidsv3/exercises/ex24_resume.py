@@ -92,6 +92,11 @@ def _golden(mine: Mine, case: Case) -> None:
         same(f"{name} after 4 steps, a restart and 3 more", getattr(other, name), case[name], rtol=1e-9, atol=0)
 
 
+def _enter(submission: Any, parts: Any) -> None:
+    whole = Mine(submission)
+    parts.save_and_restore = whole.part("save").submission, whole.part("restore").submission
+
+
 EXERCISE = Exercise(
     title="resume to the same bits",
     kind="I",
@@ -130,4 +135,5 @@ EXERCISE = Exercise(
         ),
         golden("resume", _golden, "rtol 1e-9"),
     ),
+    enter=_enter,
 )

@@ -12,7 +12,7 @@
 # %%
 import numpy as np
 
-from minidsv3.exercises import check
+from minidsv3.exercises import check, use
 
 
 # %% nbgrader={"grade": false, "grade_id": "solution", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -36,6 +36,13 @@ def yarn_frequencies(d_r, theta, factor, context, beta_fast, beta_slow):
 
 # %%
 check("yarn_ramp", yarn_frequencies)
+
+# %% [markdown]
+# **Use yours.** Once all properties hold, the smallest model trains twenty steps with your code inside, under DeepSeek-V3's
+# own YaRN settings.
+
+# %%
+use("yarn_ramp", yarn_frequencies)
 
 # %% [markdown]
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.

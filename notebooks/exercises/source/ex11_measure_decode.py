@@ -42,11 +42,14 @@ plt.legend()
 # %%
 check("measure_decode", measure)
 
-# %% [markdown] nbgrader={"grade": true, "grade_id": "explain", "locked": false, "points": 4, "schema_version": 3, "solution": true, "task": false}
+# %% [markdown]
 # Which way should a server take for one new token, which for a prompt of 1,000, and why do the curves cross? What does the
 # count of FLOPs leave out when one token is decoded?
 #
 # *Rubric: 2 points for the reading of the curve with its numbers, 1 for the reason, 1 for the limit of the measurement.*
+
+# %% [markdown] nbgrader={"grade": true, "grade_id": "explain", "locked": false, "points": 4, "schema_version": 3, "solution": true, "task": false}
+# YOUR ANSWER HERE
 
 # %% [markdown]
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.

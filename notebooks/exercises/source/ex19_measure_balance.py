@@ -42,11 +42,14 @@ plt.legend()
 # %%
 check("measure_balance", measure)
 
-# %% [markdown] nbgrader={"grade": true, "grade_id": "explain", "locked": false, "points": 4, "schema_version": 3, "solution": true, "task": false}
+# %% [markdown]
 # Which speed would you take, and what goes wrong below and above it? The report uses 0.001 with batches of 63 million
 # tokens: why may a small model need another value?
 #
 # *Rubric: 2 points for the reading of the curve with its numbers, 1 for the reason, 1 for the limit of the measurement.*
+
+# %% [markdown] nbgrader={"grade": true, "grade_id": "explain", "locked": false, "points": 4, "schema_version": 3, "solution": true, "task": false}
+# YOUR ANSWER HERE
 
 # %% [markdown]
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.

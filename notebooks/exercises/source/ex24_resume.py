@@ -12,7 +12,7 @@
 # %%
 import numpy as np
 
-from minidsv3.exercises import check
+from minidsv3.exercises import check, use
 
 
 # %% nbgrader={"grade": false, "grade_id": "solution", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -39,6 +39,13 @@ def restore(run, saved):
 
 # %%
 check("resume", dict(save=save, restore=restore))
+
+# %% [markdown]
+# **Use yours.** Once all properties hold, the smallest model trains twenty steps with your code inside: it is stopped after
+# half of them, and a fresh model goes on from what you saved.
+
+# %%
+use("resume", dict(save=save, restore=restore))
 
 # %% [markdown]
 # The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
