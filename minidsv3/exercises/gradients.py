@@ -26,7 +26,7 @@ def op_properties(
     cases: Callable[[np.random.Generator], list[Case]],
     points: tuple[int, int, int] = (3, 2, 5),
     hints: tuple[str, str, str] = ("", "", ""),
-) -> tuple[Property, Property, Property]:
+) -> tuple[Property, ...]:
     """Properties 'values', 'types', 'gradients' of an op that does what `reference` does; cases from small to large."""
 
     def values(mine: Mine, rng: np.random.Generator) -> None:
