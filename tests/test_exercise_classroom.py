@@ -48,6 +48,17 @@ def reference(name):
     return next(c.source for c in cells if c.metadata.get("nbgrader", {}).get("grade_id") == "solution")
 
 
+def hand_in(folder, student, stem, solution):
+    """Put the released notebook, with this text in its solution cell, where `collect` would."""
+    notebook = json.loads((folder / "release" / stem / f"{stem}.ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if solution and cell["metadata"].get("nbgrader", {}).get("grade_id") == "solution":
+            cell["source"] = solution
+    place = folder / "submitted" / student / stem
+    place.mkdir(parents=True)
+    (place / f"{stem}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+
+
 def course_bug(course):
     """Index of the error that this course planted."""
     text = (course / "source" / "ex14_bug_gate_bias" / "ex14_bug_gate_bias.ipynb").read_text(encoding="utf-8")
@@ -124,19 +135,12 @@ def course(tmp_path_factory):
     for name in EXERCISES:
         stem = sources()[name].stem
         said[name, "release"] = nbgrader(folder, "generate_assignment", stem)
-        released = folder / "release" / stem / f"{stem}.ipynb"
         answers = ANSWERS[name](folder)
         for number in range(STUDENTS):
             kind = list(answers)[number % len(answers)]
             solution, points = answers[kind]
             student = f"s{number:02d}"
-            notebook = json.loads(released.read_text(encoding="utf-8"))
-            for cell in notebook["cells"]:
-                if solution and cell["metadata"].get("nbgrader", {}).get("grade_id") == "solution":
-                    cell["source"] = solution
-            place = folder / "submitted" / student / stem
-            place.mkdir(parents=True)
-            (place / f"{stem}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+            hand_in(folder, student, stem, solution)
             expected[student, stem] = kind, points
         start = time.monotonic()
         said[name, "autograde"] = run(folder, "minidsv3", "exercises", "autograde", stem)
@@ -209,3 +213,19 @@ def test_seed_of_a_course_is_in_none_of_its_files(course):
     for path in course[0].rglob("*"):
         if path.is_file() and path.suffix in (".ipynb", ".html", ".py"):
             assert str(COURSE_SEED) not in path.read_text(encoding="utf-8")
+
+
+def test_who_ends_the_kernel_is_named_and_all_others_are_graded(tmp_path):
+    write(build_course(tmp_path, COURSE_SEED), FOLDER / "nbgrader_config.py")
+    stem = sources()["bias_update"].stem
+    nbgrader(tmp_path, "generate_assignment", stem)
+    for student, solution in (("ada", reference("bias_update")), ("ben", "import os\nos._exit(3)")):
+        hand_in(tmp_path, student, stem, solution)
+    done = run(tmp_path, "minidsv3", "exercises", "autograde", stem, "--workers", "2")
+    assert done.returncode == 1
+    assert "for student 'ben'" in done.stderr and "ada" not in done.stderr
+    nbgrader(tmp_path, "export", "--to=grades.csv")
+    with (tmp_path / "grades.csv").open(encoding="utf-8", newline="") as stream:
+        points = [(r["student"], float(r["points"] or 0)) for r in csv.DictReader(stream)]
+    assert sum(n for student, n in points if student == "ada") == 10
+    assert sum(n for student, n in points if student == "ben") == 0

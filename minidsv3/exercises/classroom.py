@@ -53,14 +53,14 @@ def autograde(course: Path, assignment: str, workers: int | None = None, force: 
     def grade(pack: Sequence[str]) -> None:
         others = ",".join(s for s in students if s not in pack)
         _nbgrader(course, assignment, f"--CourseDirectory.student_id_exclude={others}", *["--force"] * force)
-        print(f"graded {', '.join(pack)}", flush=True)
+        print(f"done with {', '.join(pack)}", flush=True)
 
     size = -(-len(students) // (workers * PACKS))
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(grade, [students[i : i + size] for i in range(0, len(students), size)]))
     last = _nbgrader(course, assignment)
     if last.returncode:
-        print(last.stderr, file=sys.stderr)
+        print("\n".join(line for line in last.stderr.splitlines() if "| ERROR]" in line), file=sys.stderr)
     return last.returncode
 
 
