@@ -7,8 +7,8 @@
 
 One file an exercise, ``exNN_name.py``, holds its properties; the notebooks that ask the questions are made from
 ``notebooks/exercises/source``. `exercise` says what a property is, `calling` calls code that may do anything,
-`checker` runs and prints, `gradients`, `numeric` and `planted` are the three forms that many exercises share,
-`training` puts a solution into the model, `sources` makes the notebooks.
+`checker` runs and prints, `gradients`, `numeric` and `planted` are the three forms that many exercises share, `golden`
+reads the stored cases, `training` puts a solution into the model, `sources` makes the notebooks, `classroom` grades.
 
 Simplified: the checks run in the student's own process. They catch what is wrong and what is borrowed, not an attack.
 """

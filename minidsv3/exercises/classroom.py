@@ -60,7 +60,8 @@ def autograde(course: Path, assignment: str, workers: int | None = None, force: 
         list(pool.map(grade, [students[i : i + size] for i in range(0, len(students), size)]))
     last = _nbgrader(course, assignment)
     if last.returncode:
-        print("\n".join(line for line in last.stderr.splitlines() if "| ERROR]" in line), file=sys.stderr)
+        errors = [line for line in last.stderr.splitlines() if "| ERROR]" in line]
+        print("\n".join(errors) or last.stderr, file=sys.stderr)  # without errors of its own: nbgrader did not start
     return last.returncode
 
 
