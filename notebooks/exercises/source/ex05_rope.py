@@ -51,7 +51,8 @@ check("rope", dict(rotate=rotate, permutation=permutation))
 use("rope", dict(rotate=rotate, permutation=permutation))
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "neighbours", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0

@@ -45,7 +45,8 @@ check("yarn_ramp", yarn_frequencies)
 use("yarn_ramp", yarn_frequencies)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "ends", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0

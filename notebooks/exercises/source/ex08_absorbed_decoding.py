@@ -34,7 +34,8 @@ def absorbed(q, latent, k_rope, w_uk, w_uv, scale):
 check("absorbed_decoding", absorbed)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "one_token", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0

@@ -35,7 +35,8 @@ check("bias_update", update_bias)
 use("bias_update", update_bias)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "direction", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 seed = 0

@@ -33,7 +33,8 @@ def mtp_targets(tokens, depth):
 check("mtp_targets", mtp_targets)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "main", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 seed = 0

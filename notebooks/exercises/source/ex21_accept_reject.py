@@ -31,7 +31,8 @@ def verify(p, q, draft, rng):
 check("accept_reject", verify)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "equal", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 seed = 0

@@ -39,7 +39,8 @@ check("quantize_tile", quantize)
 use("quantize_tile", quantize)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "scales", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 seed = 0

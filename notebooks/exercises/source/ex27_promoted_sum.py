@@ -35,7 +35,8 @@ def promoted_sum(products, interval, narrow):
 check("promoted_sum", promoted_sum)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "short", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0

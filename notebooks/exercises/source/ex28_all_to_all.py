@@ -49,7 +49,8 @@ def expert_parallel(x, topk_idx, weights, experts_per_rank, expert, exchange):
 check("all_to_all", expert_parallel)
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "one_expert", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 seed = 0

@@ -48,7 +48,8 @@ def replicas(weight, count):
 check("pack_experts", dict(pack=pack, replicas=replicas))
 
 # %% [markdown]
-# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded.
+# The cells below are the graded ones: one property each, with other sizes and numbers when it is graded. The last,
+# `golden`, is a stored case and stays as it is.
 
 # %% nbgrader={"grade": true, "grade_id": "room", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seed = 0
