@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "__init__": ("config", "model", "pretrained", "generation"),  # the public names
 }
 # inside quant: each file builds on those before it
-QUANT_ORDER = ("formats", "blockwise", "tensorcore", "gemm", "recipe")
+QUANT_ORDER = ("formats", "blockwise", "tensorcore", "product", "gemm", "comparison", "recipe")
 # library -> the files that may import it
 ONLY_IN = {
     "matplotlib": r"plots\.py|.*figures\.py",

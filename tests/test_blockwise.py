@@ -1,5 +1,6 @@
 """Block scales against loops over the blocks."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 from minidsv3.quant.blockwise import (
     BLOCK,
     block_scales,
+    codes_and_values,
     dequantize,
     quantize_blocks,
     quantize_mx,
     quantize_tiles,
     quantized,
     scale_shape,
+    there_and_back,
 )  # fmt: skip
-from minidsv3.quant.formats import BF16, E4M3, E4M3_MAX, E5M2, E5M6, UE8M0, decode
+from minidsv3.quant.formats import BF16, E4M3, E4M3_MAX, E5M2, E5M6, UE8M0
 
 SIZES = [(1, 1), (3, 5), (127, 129), (128, 128), (130, 257), (300, 70)]
 KINDS = ["fp32", "ue8m0"]
@@ -206,27 +209,46 @@ def test_quantized_panels_do_not_matter():
                 assert (part.codes.view(np.uint8) == whole.codes[a : a + rows].view(np.uint8)).all()
 
 
-@pytest.mark.parametrize("rows, columns", [(1, 128), (128, 1), (128, 128)])
-def test_quantized_as_values_are_the_values_of_the_codes(rows, columns):
+@pytest.mark.parametrize("rows, columns", [(1, 128), (128, 1), (128, 128), ([0, 1, 129, 131, 200], 1)])
+def test_there_and_back_gives_the_values_of_the_codes(rows, columns):
     x = matrix((200, 150), seed=7)
-    for kind, fmt in (("fp32", E4M3), ("ue8m0", E4M3), ("fp32", E5M2), ("ue8m0", E5M6)):
-        values, scales = quantized(x, rows, columns, kind, fmt, as_values=True)
-        codes, expected = quantized(x, rows, columns, kind, fmt)
-        np.testing.assert_array_equal(values, decode(codes))
-        np.testing.assert_array_equal(scales, expected)
+    x[130, :5] = 0, -0.0, 1e-30, -1e-12, 1e-5
+    for kind, fmt in (("fp32", E4M3), ("ue8m0", E4M3), ("fp32-reciprocal", E4M3), ("fp32", E5M2), ("ue8m0", E5M6)):
+        q = quantized(x, rows, columns, kind, fmt)
+        values = dequantize(*q, rows, columns)
+        np.testing.assert_array_equal(there_and_back(x, rows, columns, kind, fmt), values)
+        (codes, scales), both = codes_and_values(x, rows, columns, kind, fmt)
+        assert codes.dtype == q.codes.dtype and codes.tobytes() == q.codes.tobytes()
+        np.testing.assert_array_equal(scales, q.scales)
+        np.testing.assert_array_equal(both, values)
+
+
+def test_blocks_of_given_heights_are_quantised_each_alone():
+    x, cuts = matrix((700, 130), seed=12), [0, 1, 129, 130, 258, 300, 428, 556, 684, 700]  # more than one panel
+    codes, scales = quantized(x, cuts, 128, "fp32")
+    assert scales.shape == (9, 2)
+    for i, (a, b) in enumerate(itertools.pairwise(cuts)):
+        alone = quantize_blocks(x[a:b])
+        np.testing.assert_array_equal(alone.scales, scales[i : i + 1])
+        assert alone.codes.tobytes() == codes[a:b].tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("as_values", [False, True])
-def test_quantized_makes_a_bad_tile_nan_and_no_other(bad, as_values):
+@pytest.mark.parametrize("function", [quantized, there_and_back, codes_and_values])
+def test_quantized_makes_a_bad_tile_nan_and_no_other(function, bad):
     x = matrix((3, 300), seed=8)
     x[1, 140] = bad
-    values, scales = quantized(x, 1, 128, "fp32", as_values=as_values)
-    values = values if as_values else decode(values)
+    result = function(x, 1, 128, "fp32")
     with np.errstate(invalid="ignore"):
-        spread = values * np.repeat(scales, 128, axis=1)[:, :300]
-    assert np.isnan(spread[1, 128:256]).all()
-    assert np.isfinite(np.delete(spread, 1, axis=0)).all() and np.isfinite(spread[1, :128]).all()
+        if function is there_and_back:
+            values = [result]
+        else:
+            values = (
+                [dequantize(*result, 1, 128)] if function is quantized else [dequantize(*result[0], 1, 128), result[1]]
+            )
+    for spread in values:
+        assert np.isnan(spread[1, 128:256]).all()
+        assert np.isfinite(np.delete(spread, 1, axis=0)).all() and np.isfinite(spread[1, :128]).all()
 
 
 def test_an_outlier_as_large_as_float32_goes_costs_its_tile_only():

@@ -6,8 +6,9 @@ import pytest
 from minidsv3.autograd import Tensor, backward
 from minidsv3.ops.linear import Gemm, grouped_linear, linear
 from minidsv3.quant.blockwise import Quantized, dequantize, quantize_blocks, quantize_mx, quantize_tiles, quantized
-from minidsv3.quant.formats import BF16, E5M2, E5M6, decode, round_to
-from minidsv3.quant.gemm import BF16Gemm, FP8Gemm, FP8Store, MXGemm, TensorwiseGemm, fake_quantized, scaled_product
+from minidsv3.quant.comparison import MXGemm, TensorwiseGemm
+from minidsv3.quant.formats import BF16, E5M2, E5M6, round_to
+from minidsv3.quant.gemm import BF16Gemm, FP8Gemm, FP8Store, fake_quantized
 
 RNG = np.random.default_rng(0)
 N, D_IN, D_OUT = 150, 200, 140
@@ -125,36 +126,20 @@ def test_keep_takes_this_many_bytes_a_number(name, low, high):
     assert low <= GEMMS[name].keep(x).nbytes / x.size <= high
 
 
-def test_exact_accumulator_is_the_tensor_core():
-    """Not only close: bits that only 13 fraction bits give."""
-    fast, exact = (scaled_product(quantize_tiles(X), quantize_blocks(W), exact=e) for e in (False, True))
-    error = np.abs(exact - fast).max() / np.abs(fast).mean()
-    assert 1e-5 < error < 2e-3
-
-
-def test_scaled_product_sums_block_by_block():
-    a, b = quantize_tiles(X), quantize_tiles(W)
-    want = np.zeros((N, D_OUT), dtype=np.float32)
-    for i, k in enumerate((slice(0, 128), slice(128, 200))):
-        partial = decode(a.codes)[:, k] @ decode(b.codes)[:, k].T
-        want += partial * (a.scales[:, i, None] * b.scales[None, :, i])
-    np.testing.assert_array_equal(scaled_product(a, b), want)
-
-
-@pytest.mark.parametrize(
-    "gemm", [g for n, g in GEMMS.items() if "exact" not in n], ids=[n for n in GEMMS if "exact" not in n]
-)
+@pytest.mark.parametrize("name", GEMMS)
 @pytest.mark.parametrize("D_out", [128, 100])
-def test_grouped_linear_equals_each_expert_alone(gemm, D_out):
-    rows = np.array([70, 0, 30, 50])
+def test_grouped_linear_equals_each_expert_alone(name, D_out):
+    """With what is kept, and with x computed again."""
+    gemm, rows = GEMMS[name], np.array([70, 0, 30, 50])
     w = RNG.standard_normal((4, D_out, D_IN)).astype(np.float32)
     dy = RNG.standard_normal((N, D_out)).astype(np.float32)
     x, weight = Tensor(X, requires_grad=True), Tensor(w, requires_grad=True)
     y = grouped_linear(x, weight, rows, gemm)
     dx, thunk = y._op.backward(dy)
-    dw = thunk()
+    dw, dw_again = thunk(), grouped_linear(x, weight, rows, gemm, lambda: X)._op.backward(dy)[1]()
     starts = np.cumsum([0, *rows])
     assert not dw[1].any()
+    np.testing.assert_array_equal(dw_again, dw)
     for e in (0, 2, 3):
         part = slice(starts[e], starts[e + 1])
         alone = linear(Tensor(X[part].copy(), requires_grad=True), Tensor(w[e], requires_grad=True), gemm)
@@ -162,6 +147,32 @@ def test_grouped_linear_equals_each_expert_alone(gemm, D_out):
         np.testing.assert_array_equal(y.data[part], alone.data)
         np.testing.assert_array_equal(dx[part], dx_alone)
         np.testing.assert_array_equal(dw[e], dw_alone())
+
+
+@pytest.mark.parametrize("name", GEMMS)
+def test_linear_uses_the_three_products(name):
+    """`forward` is keep, load and fprop in one; the weight gradient of x computed again is that of x kept."""
+    x, w = Tensor(X, requires_grad=True), Tensor(W, requires_grad=True)
+    plain, again = linear(x, w, GEMMS[name]), linear(x, w, GEMMS[name], lambda: X)
+    y, dx, dw = products(GEMMS[name])
+    for z in (plain, again):
+        got_dx, thunk = z._op.backward(DY)
+        for got, want in ((z.data, y), (got_dx, dx), (thunk(), dw)):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["fp8", "E5M6 kept", "fp8 exact"])
+def test_groups_take_float64_and_no_rows_at_all(name):
+    w, rows = RNG.standard_normal((2, D_OUT, D_IN)), np.array([90, 60])
+    x, dy = X.astype(np.float64), DY.astype(np.float64)
+    single = grouped_linear(Tensor(X), Tensor(w.astype(np.float32), requires_grad=True), rows, GEMMS[name])
+    double = grouped_linear(Tensor(x), Tensor(w, requires_grad=True), rows, GEMMS[name])
+    for got, want in zip((double.data, double._op.backward(dy)[1]()), (single.data, single._op.backward(DY)[1]())):
+        assert got.dtype == np.float64
+        np.testing.assert_array_equal(got, want)
+    none = grouped_linear(Tensor(X[:0]), Tensor(w.astype(np.float32), requires_grad=True), rows * 0, GEMMS[name])
+    dx, thunk = none._op.backward(DY[:0])
+    assert none.shape == (0, D_OUT) and dx.shape == (0, D_IN) and not thunk().any()
 
 
 def test_linear_with_again_keeps_nothing_of_its_input():
@@ -172,7 +183,7 @@ def test_linear_with_again_keeps_nothing_of_its_input():
 
 
 def test_exact_gemm_of_the_ops_has_the_same_interface():
-    names = ("keep", "load", "keep_groups", "load_groups", "gradient_groups", "fprop", "dgrad", "wgrad")
+    names = ("keep", "load", "fprop", "dgrad", "wgrad", "forward", "forward_groups", "dgrad_groups", "wgrad_groups")
     for gemm in (Gemm(), *GEMMS.values()):
         assert all(callable(getattr(gemm, name)) for name in names)
 

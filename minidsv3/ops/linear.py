@@ -10,6 +10,7 @@ The weight gradient is returned as a thunk: the engine runs it at once, or later
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -32,18 +33,6 @@ class Gemm:
         """The weight as `fprop` and `dgrad` use it."""
         return w
 
-    def keep_groups(self, x: Array, ranges: Ranges) -> list[Any]:
-        """`keep` of each expert's rows."""
-        return [self.keep(x[a:b]) for _, a, b in ranges]
-
-    def load_groups(self, w: Array, ranges: Ranges) -> list[Any]:
-        """`load` of each expert's weight, w [E, D_out, D_in]."""
-        return [self.load(w[e]) for e, _, _ in ranges]
-
-    def gradient_groups(self, dy: Array, ranges: Ranges) -> list[Any]:
-        """Each expert's rows of the output gradient, as `dgrad` takes them."""
-        return [dy[a:b] for _, a, b in ranges]
-
     def fprop(self, x: Array, w: Array, out: Array | None = None, kept: Any = None) -> Array:
         """``x w^T``: x [N, D_in], w [D_out, D_in] -> [N, D_out]; `kept` is what `keep(x)` gave, if it was asked."""
         return np.matmul(x, w.T, out=out)
@@ -53,8 +42,30 @@ class Gemm:
         return np.matmul(dy, w, out=out)
 
     def wgrad(self, dy: Array, kept: Any, out: Array | None = None) -> Array:
-        """``dy^T x``: dy [N, D_out], x [N, D_in] -> [D_out, D_in]."""
+        """``dy^T x``: dy [N, D_out], x [N, D_in] -> [D_out, D_in]; `kept` may also be x itself, computed again."""
         return np.matmul(dy.T, kept, out=out)
+
+    def forward(self, x: Array, w: Array, keep: bool = True) -> tuple[Array, Any, Any]:
+        """`fprop` with what it needs: y, `keep(x)` (unless not `keep`) and `load(w)`."""
+        return self.fprop(x, w), x, w
+
+    def forward_groups(self, x: Array, w: Array, ranges: Ranges, keep: bool = True) -> tuple[Array, Sequence, Sequence]:
+        """`forward` of each expert's rows with its own weight, w [E, D_out, D_in]; sequences of what is to be saved."""
+        y = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype)
+        for e, a, b in ranges:
+            self.fprop(x[a:b], w[e], out=y[a:b])
+        return y, [x], [w]
+
+    def dgrad_groups(self, dy: Array, weights: Sequence, ranges: Ranges, out: Array) -> None:
+        """`dgrad` of each expert's rows into out [N, D_in], with the weights that `forward_groups` gave."""
+        for e, a, b in ranges:
+            self.dgrad(dy[a:b], weights[0][e], out=out[a:b])
+
+    def wgrad_groups(self, dy: Array, kept: Sequence | Array, ranges: Ranges, out: Array) -> None:
+        """`wgrad` of each expert into out[e]; `kept` as `forward_groups` gave it, or x itself, computed again."""
+        x = kept if isinstance(kept, np.ndarray) else kept[0]
+        for e, a, b in ranges:
+            self.wgrad(dy[a:b], x[a:b], out=out[e])
 
 
 EXACT = Gemm()
@@ -71,15 +82,15 @@ class LinearFunction(Function):
         rows = x.reshape(-1, x.shape[-1])  # [N, D_in]
         self._gemm, self._shape, self._again = gemm, x.shape, again
         self.flops = 2 * rows.shape[0] * w.size
-        kept, weight = gemm.keep(rows), gemm.load(w)
+        y, kept, weight = gemm.forward(rows, w, keep=not again)
         self.save(*(() if again else (kept,)), weight)
-        return gemm.fprop(rows, weight, kept=kept).reshape(*x.shape[:-1], w.shape[0])
+        return y.reshape(*x.shape[:-1], w.shape[0])
 
     def backward(self, dy: Array) -> tuple[Array | None, InPlaceThunk]:
         *kept, weight = self.saved
         gemm, again, dy = self._gemm, self._again, dy.reshape(-1, dy.shape[-1])
         dx = gemm.dgrad(dy, weight).reshape(self._shape) if self.needs(0) else None
-        return dx, InPlaceThunk(lambda out: gemm.wgrad(dy, gemm.keep(again()) if again else kept[0], out=out))
+        return dx, InPlaceThunk(lambda out: gemm.wgrad(dy, again() if again else kept[0], out=out))
 
 
 class GroupedLinearFunction(Function):
@@ -95,27 +106,22 @@ class GroupedLinearFunction(Function):
         require_shape("GroupedLinear", "x", x, (int(rows_per_expert.sum()), None))
         self._gemm, self._ranges, self._again, self._w_shape = gemm, _ranges(rows_per_expert), again, w.shape
         self.flops = 2 * x.shape[0] * w.shape[1] * w.shape[2]
-        kept, weights = gemm.keep_groups(x, self._ranges), gemm.load_groups(w, self._ranges)
+        y, kept, weights = gemm.forward_groups(x, w, self._ranges, keep=not again)
         self.save(*weights, *(() if again else kept))
-        y = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype)
-        for (_, a, b), k, weight in zip(self._ranges, kept, weights):
-            gemm.fprop(x[a:b], weight, out=y[a:b], kept=k)
+        self._weights = len(weights)
         return y
 
     def backward(self, dy: Array) -> tuple[Array, InPlaceThunk]:
         gemm, ranges, again, shape = self._gemm, self._ranges, self._again, self._w_shape
-        weights, kept = self.saved[: len(ranges)], self.saved[len(ranges) :]
+        weights, kept = self.saved[: self._weights], self.saved[self._weights :]
         dx = np.empty((dy.shape[0], shape[2]), dtype=dy.dtype)
-        for (_, a, b), rows, weight in zip(ranges, gemm.gradient_groups(dy, ranges), weights):
-            gemm.dgrad(rows, weight, out=dx[a:b])
+        gemm.dgrad_groups(dy, weights, ranges, dx)
 
         def weight_gradient(out: Array | None) -> Array:
             dw = np.empty(shape, dtype=dy.dtype) if out is None else out
             if len(ranges) < len(dw):
                 dw[...] = 0
-            inputs = gemm.keep_groups(again(), ranges) if again else kept
-            for (e, a, b), rows in zip(ranges, inputs):
-                gemm.wgrad(dy[a:b], rows, out=dw[e])
+            gemm.wgrad_groups(dy, again() if again else kept, ranges, dw)
             return dw
 
         return dx, InPlaceThunk(weight_gradient)

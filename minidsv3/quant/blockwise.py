@@ -22,17 +22,23 @@ infinity.)
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from .formats import E4M3, UE8M0, Format, ceil_power_of_two, decode, encode, format_of, round_scaled_in_place
+from .formats import E4M3, UE8M0, Format, ceil_power_of_two, decode, encode, format_of
+from .rounding import round_scaled_in_place, write_codes
 
 BLOCK = 128
 MX_BLOCK = 32
 SCALES = ("fp32", "fp32-reciprocal", "ue8m0")
 SMALLEST_AMAX = 1e-4  # of the published kernels
 _PANEL = 1 << 16  # elements that are quantised at a time
+Into = np.ndarray | None  # where to write, if wanted
+Rows = int | list[int]  # height of the blocks, or where they begin, and the end
 
 
 class Quantized(NamedTuple):
@@ -69,7 +75,7 @@ def quantize_blocks(
 
 def block_scales(w: np.ndarray, scale: str = "fp32", block: int = BLOCK) -> np.ndarray:
     """The scales of `quantize_blocks` alone: float32 [ceil(M / block), ceil(N / block)]."""
-    scales = _scales(_matrix(w, scale), block, block, scale, format_of(E4M3))
+    scales = _quantize(_matrix(w, scale), block, block, scale, format_of(E4M3))
     return _finite(Quantized(scales, scales), w).scales
 
 
@@ -115,7 +121,8 @@ def quantize_mx(x: np.ndarray, fmt: str | Format | np.dtype = E4M3, mode: str = 
     if mode not in ("floor", "rceil"):
         raise ValueError(f"mode={mode!r} is not 'floor' or 'rceil'")
     x = _matrix(x, "ue8m0")
-    amax = _block_amax(x, 1, MX_BLOCK)
+    cuts = range(len(x) + 1)
+    amax = _block_amax(x, cuts, MX_BLOCK, np.empty(x.shape, dtype=np.int32))
     bad = ~np.isfinite(amax)
     amax[bad] = 0
     if mode == "floor":
@@ -123,15 +130,15 @@ def quantize_mx(x: np.ndarray, fmt: str | Format | np.dtype = E4M3, mode: str = 
     else:
         powers = ceil_power_of_two(amax * np.float32(1 / np.float32(fmt.max)))
     powers = np.where(amax > 0, powers, np.float32(2.0**-127)).astype(np.float32)
-    values = np.where(np.repeat(bad, MX_BLOCK, axis=1)[:, : x.shape[1]], np.float32(0), x)
-    _scaled(np.divide, values, powers, 1, MX_BLOCK, values)
+    values = np.where(_spread(bad, cuts, MX_BLOCK, x.shape[1]), np.float32(0), x)
+    values /= _spread(powers, cuts, MX_BLOCK, x.shape[1])
     scales = powers.astype(UE8M0)
     scales[bad] = np.nan
     return Quantized(encode(values, fmt), scales)
 
 
-def dequantize(codes: np.ndarray, scales: np.ndarray, rows: int = BLOCK, columns: int = BLOCK) -> np.ndarray:
-    """``code * scale`` as float32 [M, N]; scales float [ceil(M / rows), ceil(N / columns)].
+def dequantize(codes: np.ndarray, scales: np.ndarray, rows: Rows = BLOCK, columns: int = BLOCK) -> np.ndarray:
+    """``code * scale`` as float32 [M, N]; scales float [ceil(M / rows), ceil(N / columns)], `rows` as for `quantized`.
 
     Raises
     ------
@@ -141,45 +148,93 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, rows: int = BLOCK, columns
     if codes.ndim != 2 or scales.shape != scale_shape(codes.shape, rows, columns):
         wanted = scale_shape(codes.shape, rows, columns) if codes.ndim == 2 else "a matrix"
         raise ValueError(f"scales of shape {scales.shape} for {codes.shape} codes in {rows}x{columns}: need {wanted}")
-    values = decode(codes)
-    return _scaled(np.multiply, values, scales.astype(np.float32, copy=False), rows, columns, values)
+    values, scales = np.empty(codes.shape, dtype=np.float32), scales.astype(np.float32, copy=False)
+    N = codes.shape[1]
+    for a, b, block, cuts in _panels(rows, *codes.shape):
+        np.multiply(decode(codes[a:b]), _spread(scales[block], cuts, columns, N), out=values[a:b])
+    return values
 
 
-def scale_shape(shape: tuple[int, ...], rows: int = BLOCK, columns: int = BLOCK) -> tuple[int, int]:
+def scale_shape(shape: tuple[int, ...], rows: Rows = BLOCK, columns: int = BLOCK) -> tuple[int, int]:
     """Shape of the scales of a matrix."""
-    return -(-shape[0] // rows), -(-shape[1] // columns)
+    return -(-shape[0] // rows) if isinstance(rows, int) else len(rows) - 1, -(-shape[1] // columns)
 
 
-def quantized(
-    x: np.ndarray,
-    rows: int,
-    columns: int,
-    scale: str,
-    fmt: str | Format | np.dtype = E4M3,
-    *,
-    as_values: bool = False,
-) -> Quantized:
+def quantized(x: np.ndarray, rows: Rows, columns: int, scale: str, fmt: str | Format | np.dtype = E4M3) -> Quantized:
     """Quantise in blocks of any shape; a block with NaN or infinity dequantises to NaN, and nothing is raised.
 
-    With `as_values` the codes are left as the float32 numbers that they stand for, which is faster for an operand that
-    is used at once.
+    `rows` is the height of a block, or a list of the first row of each, and the end.
     """
     x, fmt = _matrix(x, scale), format_of(fmt)
-    codes = np.empty(x.shape, dtype=np.float32 if as_values else fmt.dtype)
+    codes = np.empty(x.shape, dtype=fmt.dtype)
+    return Quantized(codes, _quantize(x, rows, columns, scale, fmt, codes))
+
+
+def there_and_back(
+    x: np.ndarray, rows: Rows, columns: int, scale: str, fmt: str | Format | np.dtype = E4M3
+) -> np.ndarray:
+    """``dequantize(*quantized(x, ...))`` without the codes, float32 [M, N]: for an operand that is used at once."""
+    x = _matrix(x, scale)
+    values = np.empty(x.shape, dtype=np.float32)
+    _quantize(x, rows, columns, scale, format_of(fmt), values=values)
+    return values
+
+
+def codes_and_values(
+    x: np.ndarray, rows: Rows, columns: int, scale: str, fmt: str | Format | np.dtype = E4M3
+) -> tuple[Quantized, np.ndarray]:
+    """`quantized` and `there_and_back` in one: for an operand that is used at once and kept."""
+    x, fmt = _matrix(x, scale), format_of(fmt)
+    codes, values = np.empty(x.shape, dtype=fmt.dtype), np.empty(x.shape, dtype=np.float32)
+    return Quantized(codes, _quantize(x, rows, columns, scale, fmt, codes, values)), values
+
+
+def _quantize(
+    x: np.ndarray, rows: Rows, columns: int, scale: str, fmt: Format, codes: Into = None, values: Into = None
+) -> np.ndarray:
+    """Write codes, or the values they stand for, or both; returns the scales."""
+    M, N = x.shape
     scales = np.empty(scale_shape(x.shape, rows, columns), dtype=np.float32)
-    panel = rows * max(1, _PANEL // (rows * max(1, x.shape[1])))
-    ratio = np.empty((min(panel, x.shape[0]) if not as_values else 0, x.shape[1]), dtype=np.float32)
     with np.errstate(invalid="ignore"):  # infinity / infinity
-        for a in range(0, x.shape[0], panel):  # panels of whole blocks that stay in the cache from amax to codes
-            part = x[a : a + panel]
-            s = scales[a // rows : a // rows - (-len(part) // rows)]
-            s[...] = _scales(part, rows, columns, scale, fmt)
-            op, factor = (np.multiply, 1 / s) if scale == "fp32-reciprocal" else (np.divide, s)
-            if as_values:
-                round_scaled_in_place(_scaled(op, part, factor, rows, columns, codes[a : a + panel]), fmt)
+        for a, b, block, cuts in _panels(rows, M, N):
+            part, s = np.ascontiguousarray(x[a:b]), scales[block]
+            ratio = np.empty(part.shape, dtype=np.float32) if values is None else values[a:b]
+            np.maximum(_block_amax(part, cuts, columns, ratio.view(np.int32)), np.float32(SMALLEST_AMAX), out=s)
+            s /= np.float32(fmt.max)
+            if scale == "ue8m0":  # before quantising: rounding the scale afterwards would be off by up to two
+                s[...] = ceil_power_of_two(s)
+            if codes is None and values is None:
+                continue
+            spread = _spread(s, cuts, columns, N)
+            if scale == "fp32-reciprocal":
+                np.multiply(part, 1 / spread, out=ratio)
             else:
-                codes[a : a + panel] = encode(_scaled(op, part, factor, rows, columns, ratio[: len(part)]), fmt)
-    return Quantized(codes, scales)
+                np.divide(part, spread, out=ratio)
+            if codes is None:
+                round_scaled_in_place(ratio, fmt)
+            elif fmt.exponent_bits == 8 or not np.isfinite(s).all():
+                codes[a:b] = encode(ratio, fmt)
+                ratio[...] = decode(codes[a:b], fmt)
+            else:
+                write_codes(ratio, fmt, codes[a:b])
+            if values is not None:
+                ratio *= spread
+    return scales
+
+
+def _panels(rows: Rows, M: int, N: int) -> Iterator[tuple[int, int, slice, Sequence[int]]]:
+    """Whole blocks that together stay in the cache from one pass to the next.
+
+    Of each panel: its first row and its end, the numbers of its blocks, and their first rows and the end from its own.
+    """
+    cuts = rows if not isinstance(rows, int) else range(M + 1) if rows == 1 else [*range(0, M, rows), M]
+    first, blocks = 0, len(cuts) - 1 if N else 0
+    while first < blocks:
+        a = cuts[first]
+        last = max(first + 1, bisect_right(cuts, a + _PANEL // N) - 1)
+        b = cuts[last]
+        yield a, b, slice(first, last), range(b - a + 1) if rows == 1 else [cut - a for cut in cuts[first : last + 1]]
+        first = last
 
 
 def _matrix(x: np.ndarray, kind: str) -> np.ndarray:
@@ -198,34 +253,21 @@ def _finite(result: Quantized, x: np.ndarray) -> Quantized:
     return result
 
 
-def _scales(x: np.ndarray, rows: int, columns: int, kind: str, fmt: Format) -> np.ndarray:
-    scales = _block_amax(x, rows, columns)
-    np.maximum(scales, np.float32(SMALLEST_AMAX), out=scales)
-    scales /= np.float32(fmt.max)
-    # To a power of two before quantising: rounding the scale afterwards would be off by up to two.
-    return ceil_power_of_two(scales) if kind == "ue8m0" else scales
-
-
-def _block_amax(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def _block_amax(x: np.ndarray, cuts: Sequence[int], columns: int, scratch: np.ndarray) -> np.ndarray:
     """Largest magnitude of each block, float32; NaN counts as the largest of all. Edge blocks may be smaller."""
     if x.size == 0:
-        return np.zeros(scale_shape(x.shape, rows, columns), dtype=np.float32)
+        return np.zeros((len(cuts) - 1, -(-x.shape[1] // columns)), dtype=np.float32)
     # As integers, magnitudes order as their bits do, NaN on top, and NumPy finds their maximum several times faster.
-    magnitude = np.ascontiguousarray(x).view(np.int32) & 0x7FFFFFFF
-    if rows > 1:
-        maxima = [magnitude[a : a + rows].max(axis=0) for a in range(0, len(magnitude), rows)]
-        magnitude = np.stack(maxima) if len(maxima) > 1 else maxima[0][None]
+    magnitude = np.bitwise_and(np.ascontiguousarray(x).view(np.int32), 0x7FFFFFFF, out=scratch)
+    if len(cuts) <= len(x):
+        magnitude = np.stack([magnitude[a:b].max(axis=0) for a, b in pairwise(cuts)])
     if columns > 1:
-        starts = np.arange(0, magnitude.shape[1], columns, dtype=np.int64)
-        magnitude = np.maximum.reduceat(magnitude, starts, axis=1)
+        magnitude = np.maximum.reduceat(magnitude, np.arange(0, x.shape[1], columns, dtype=np.int64), axis=1)
     return magnitude.view(np.float32)
 
 
-def _scaled(op: np.ufunc, x: np.ndarray, scales: np.ndarray, rows: int, columns: int, out: np.ndarray) -> np.ndarray:
-    """``op(x, each element's own scale)`` into `out`."""
-    across = np.repeat(scales, columns, axis=1)[:, : x.shape[1]] if columns > 1 else scales  # [blocks down, N]
-    if rows == 1:
-        return op(x, across, out=out)
-    for i, a in enumerate(range(0, x.shape[0], rows)):
-        op(x[a : a + rows], across[i], out=out[a : a + rows])
-    return out
+def _spread(scales: np.ndarray, cuts: Sequence[int], columns: int, N: int) -> np.ndarray:
+    """Each element's own scale [M, N]: written out, NumPy's loops over short broadcast rows take twice as long."""
+    if columns > 1:
+        scales = scales.repeat(columns if columns < N else N, axis=1)[:, :N]
+    return scales if len(cuts) - 1 == cuts[-1] else scales.repeat([b - a for a, b in pairwise(cuts)], axis=0)

@@ -12,10 +12,6 @@ Rounding is to nearest even and *saturates*: what lies beyond the largest number
 NaN stays NaN, and is refused where there is none. (ml_dtypes turns a float beyond 464 into an E4M3 NaN; hardware
 saturates.)
 
-How `round_to` is fast: adding c = 1.5 * 2^(e + 23 - m) to a number with exponent e pushes all but m fraction bits out
-of a float32, rounded to nearest even by the adder itself; subtracting c brings the number back. Subnormals need no
-code of their own: e is not let below the smallest exponent.
-
 Codes are arrays of ml_dtypes' own types (uint16 for E5M6, which has none), so an array says what it holds and
 ``astype(np.float32)`` is exact. The top exponent of E5M6 is unpublished; here it is kept for infinity and NaN, as IEEE
 has it, so the largest number is 65024.
@@ -30,6 +26,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from .rounding import CACHED, push_out, round_bf16_in_place
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FP16 = np.dtype(np.float16)
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -41,7 +39,6 @@ UE8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 E4M3_MAX = 448.0
 
 _SIGN, _MAGNITUDE, _EXPONENT = 0x80000000, 0x7FFFFFFF, 0x7F800000  # fields of a float32
-_BLOCK = 1 << 15  # elements: the arrays of a pass over a block stay in the L2 cache
 
 
 @dataclass(frozen=True)
@@ -146,10 +143,10 @@ def round_to(x: np.ndarray, fmt: str | Format | np.dtype, out: np.ndarray | None
         return out
     round_block = _round_bf16 if fmt.name == "bf16" else _round_by_adding
     source, target = np.ascontiguousarray(x).reshape(-1), out.reshape(-1)
-    scratch = np.empty((2, min(_BLOCK, source.size)), dtype=np.uint32)
+    scratch = np.empty((2, min(CACHED, source.size)), dtype=np.uint32)
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-        for a in range(0, source.size, _BLOCK):
-            n = min(_BLOCK, source.size - a)
+        for a in range(0, source.size, CACHED):
+            n = min(CACHED, source.size - a)
             round_block(source[a : a + n], fmt, target[a : a + n], *scratch[:, :n])
     if not fmt.has_nan and np.isnan(out).any():
         raise ValueError(f"{fmt.name} has no NaN: the input holds one")
@@ -160,31 +157,8 @@ def _round_by_adding(x: np.ndarray, fmt: Format, out: np.ndarray, magic: np.ndar
     """One block of `round_to`; `magic` and `sign` are scratch."""
     np.bitwise_and(x.view(np.uint32), _SIGN, out=sign)
     np.clip(x, -fmt.max, fmt.max, out=out)
-    _push_out(out, fmt, magic)
+    push_out(out, fmt, magic)
     np.bitwise_or(out.view(np.uint32), sign, out=out.view(np.uint32))  # -0.001 becomes -0, not +0
-
-
-def _push_out(x: np.ndarray, fmt: Format, magic: np.ndarray) -> None:
-    np.bitwise_and(x.view(np.uint32), _EXPONENT, out=magic)
-    np.maximum(magic, _smallest_exponent(fmt)[: magic.size], out=magic)
-    magic += np.uint32(((23 - fmt.fraction_bits) << 23) | 0x400000)  # times 1.5 * 2^(23 - m)
-    x += magic.view(np.float32)
-    x -= magic.view(np.float32)
-
-
-@cache
-def _smallest_exponent(fmt: Format) -> np.ndarray:
-    """uint32 [_BLOCK], one number again and again: against a scalar NumPy's maximum takes five times as long."""
-    return np.full(_BLOCK, (fmt.min_exponent + 127) << 23, dtype=np.uint32)
-
-
-def round_scaled_in_place(x: np.ndarray, fmt: Format) -> None:
-    """`round_to` for C-contiguous float32 that a scale has brought into the range; a zero may lose its sign."""
-    flat = x.reshape(-1)
-    magic = np.empty(min(_BLOCK, flat.size), dtype=np.uint32)
-    for a in range(0, flat.size, _BLOCK):
-        block = flat[a : a + _BLOCK]
-        _push_out(block, fmt, magic[: block.size])
 
 
 def _round_bf16(x: np.ndarray, fmt: Format, out: np.ndarray, *scratch: np.ndarray) -> None:
@@ -203,9 +177,9 @@ def encode(x: np.ndarray, fmt: str | Format | np.dtype) -> np.ndarray:
         raise ValueError(f"{fmt.name} has no NaN: the input holds one")
     source, table = np.ascontiguousarray(_single(x)), _code_table(fmt)
     codes, bits = np.empty(source.size, dtype=np.uint8), source.reshape(-1).view(np.uint32)
-    scratch = np.empty(min(_BLOCK, bits.size), dtype=np.uint32)
-    for a in range(0, bits.size, _BLOCK):
-        block = bits[a : a + _BLOCK]
+    scratch = np.empty(min(CACHED, bits.size), dtype=np.uint32)
+    for a in range(0, bits.size, CACHED):
+        block = bits[a : a + CACHED]
         index = scratch[: block.size]
         # The upper half of a float32, with its last bit set if anything is in the lower half, decides every rounding to
         # five fraction bits or fewer: adding 0xFFFF carries into bit 16 unless the lower half is zero.
@@ -213,7 +187,7 @@ def encode(x: np.ndarray, fmt: str | Format | np.dtype) -> np.ndarray:
         index += 0xFFFF
         index |= block
         index >>= 16
-        np.take(table, index, out=codes[a : a + _BLOCK], mode="wrap")
+        np.take(table, index, out=codes[a : a + CACHED], mode="wrap")
     return codes.reshape(source.shape).view(fmt.dtype)
 
 
@@ -372,20 +346,6 @@ def ceil_power_of_two(x: np.ndarray) -> np.ndarray:
     up = np.minimum((bits + np.uint32(0x7FFFFF)) & _EXPONENT, 0x7F000000)  # carries unless the fraction is zero
     up = np.where(bits <= 0x400000, 0x400000, up)  # 2^-127, a subnormal float32
     return np.where(bits >= _EXPONENT, bits, up).astype(np.uint32).view(np.float32)
-
-
-def round_bf16_in_place(x: np.ndarray) -> np.ndarray:
-    """float32 x to BF16 values, nearest even, where it stands; beyond the range: infinity. C-contiguous only."""
-    bits = x.view(np.uint32)
-    nan = np.isnan(x)
-    odd = bits >> 16
-    odd &= 1
-    bits += np.uint32(0x7FFF)
-    bits += odd
-    bits &= np.uint32(0xFFFF0000)
-    if nan.any():
-        x[nan] = np.nan
-    return x
 
 
 def _single(x: np.ndarray) -> np.ndarray:

@@ -21,20 +21,31 @@ shard, so the 128 tokens of a tile are neighbours of one shard (for an expert: o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .blockwise import BLOCK, MX_BLOCK, Quantized, dequantize, quantize_mx, quantized
-from .formats import BF16, E4M3, E5M2, Format, decode, round_bf16_in_place
-from .tensorcore import deepgemm, tensorcore_matmul, tiled_matmul
+from .blockwise import (
+    BLOCK,
+    Quantized,
+    Rows,
+    codes_and_values,
+    dequantize,
+    quantized,
+    there_and_back,
+)  # fmt: skip
+from .formats import BF16, E4M3, Format, decode
+from .product import Operand, Values, part, product, turned
+from .rounding import round_bf16_in_place, round_sums_to_bf16
 
 Ranges = list[tuple[int, int, int]]  # (expert, first row, end row), as `ops.linear` cuts them
+Forward = tuple[np.ndarray, Sequence, Sequence]  # y, what is kept of x, of the weights
 ACCUMULATE = ("fast", "exact")
 
 
-class _Gemm:
-    """Experts one by one: where scales are shared between rows, each expert's rows have their own."""
+class ByExpert:
+    """The interface of `ops.linear.Gemm`, experts one by one: each expert's operands have their own scales."""
 
     def keep(self, x: np.ndarray) -> Any:
         raise NotImplementedError
@@ -42,17 +53,37 @@ class _Gemm:
     def load(self, w: np.ndarray) -> Any:
         raise NotImplementedError
 
-    def keep_groups(self, x: np.ndarray, ranges: Ranges) -> list[Any]:
-        return [self.keep(x[a:b]) for _, a, b in ranges]
+    def fprop(self, x: np.ndarray, w: Any, out: np.ndarray | None = None, kept: Any = None) -> np.ndarray:
+        raise NotImplementedError
 
-    def load_groups(self, w: np.ndarray, ranges: Ranges) -> list[Any]:
-        return [self.load(w[e]) for e, _, _ in ranges]
+    def dgrad(self, dy: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
+        raise NotImplementedError
 
-    def gradient_groups(self, dy: np.ndarray, ranges: Ranges) -> list[Any]:
-        return [dy[a:b] for _, a, b in ranges]
+    def wgrad(self, dy: np.ndarray, kept: Any, out: np.ndarray | None = None) -> np.ndarray:
+        raise NotImplementedError
+
+    def forward(self, x: np.ndarray, w: np.ndarray, keep: bool = True) -> tuple[np.ndarray, Any, Any]:
+        kept, weight = self.keep(x), self.load(w)
+        return self.fprop(x, weight, kept=kept), kept, weight
+
+    def forward_groups(self, x: np.ndarray, w: np.ndarray, ranges: Ranges, keep: bool = True) -> Forward:
+        y, kept = np.empty((len(x), w.shape[1]), dtype=x.dtype), [self.keep(x[a:b]) for _, a, b in ranges]
+        weights = [self.load(w[e]) for e, _, _ in ranges]
+        for (_, a, b), rows, weight in zip(ranges, kept, weights):
+            self.fprop(x[a:b], weight, out=y[a:b], kept=rows)
+        return y, kept, weights
+
+    def dgrad_groups(self, dy: np.ndarray, weights: Sequence, ranges: Ranges, out: np.ndarray) -> None:
+        for (_, a, b), weight in zip(ranges, weights):
+            self.dgrad(dy[a:b], weight, out=out[a:b])
+
+    def wgrad_groups(self, dy: np.ndarray, kept: Sequence | np.ndarray, ranges: Ranges, out: np.ndarray) -> None:
+        pieces = [kept[a:b] for _, a, b in ranges] if isinstance(kept, np.ndarray) else kept
+        for (e, a, b), rows in zip(ranges, pieces):
+            self.wgrad(dy[a:b], rows, out=out[e])
 
 
-class BF16Gemm(_Gemm):
+class BF16Gemm(ByExpert):
     """Operands in BF16, sums in FP32; what is kept takes two bytes a number."""
 
     def keep(self, x: np.ndarray) -> np.ndarray:
@@ -65,16 +96,16 @@ class BF16Gemm(_Gemm):
         self, x: np.ndarray, w: np.ndarray, out: np.ndarray | None = None, kept: np.ndarray | None = None
     ) -> np.ndarray:
         rows = decode(self.keep(x) if kept is None else kept)
-        return _finished(rows @ decode(_loaded(self, w)).T, x.dtype, out)
+        return finished(rows @ decode(loaded(self, w)).T, x.dtype, out)
 
     def dgrad(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(_bf16_values(dy) @ decode(_loaded(self, w)), dy.dtype, out)
+        return finished(_bf16_values(dy) @ decode(loaded(self, w)), dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(_bf16_values(dy).T @ decode(kept), dy.dtype, out, bf16=False)
+        return finished(_bf16_values(dy).T @ decode(stored(self, kept)), dy.dtype, out, bf16=False)
 
 
-class FP8Gemm(_Gemm):
+class FP8Gemm(ByExpert):
     """Fine-grained FP8 (V3 report, section 3.3).
 
     Parameters
@@ -113,121 +144,97 @@ class FP8Gemm(_Gemm):
         self, x: np.ndarray, w: np.ndarray | Quantized, out: np.ndarray | None = None, kept: Quantized | None = None
     ) -> np.ndarray:
         if kept is None or self._kept is not None:
-            kept = self._operand(x, 1, BLOCK, self._x_scale)
-        return _finished(scaled_product(kept, _loaded(self, w), exact=self._exact, out=out), x.dtype, out)
-
-    def dgrad(self, dy: np.ndarray | Quantized, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
-        weight = _loaded(self, w)
-        q = self._gradient(dy) if isinstance(dy, np.ndarray) else dy
-        product = scaled_product(q, Quantized(weight.codes.T, weight.scales.T), exact=self._exact, out=out)
-        return _finished(product, dy.dtype if isinstance(dy, np.ndarray) else product.dtype, out)
-
-    def wgrad(self, dy: np.ndarray, kept: Quantized, out: np.ndarray | None = None) -> np.ndarray:
-        # Cut anew along the tokens; power-of-two scales on both sides lose nothing but what falls below E4M3's range.
-        x = self._operand(dequantize(*kept, 1, BLOCK), BLOCK, 1, "ue8m0" if self._kept is not None else self._x_scale)
-        q = self._operand(dy, BLOCK, 1 if self._dy_rows == 1 else BLOCK, self._dy_scale)
-        dy_scales = q.scales if self._dy_rows == 1 else np.repeat(q.scales, BLOCK, axis=1)[:, : dy.shape[1]]
-        turned = Quantized(q.codes.T, dy_scales.T), Quantized(x.codes.T, x.scales.T)
-        product = scaled_product(*turned, exact=self._exact, out=out)
-        return _finished(product, dy.dtype, out, bf16=False)
-
-    def keep_groups(self, x: np.ndarray, ranges: Ranges) -> list[Quantized]:
-        return _rows(self.keep(x), ranges)  # a tile has one row: no scale is shared between experts
-
-    def load_groups(self, w: np.ndarray, ranges: Ranges) -> list[Quantized]:
-        E, D_out, D_in = w.shape
-        if D_out % BLOCK or len(ranges) < E:
-            return super().load_groups(w, ranges)
-        return _rows(self.load(w.reshape(-1, D_in)), [(e, e * D_out, (e + 1) * D_out) for e in range(E)], BLOCK)
-
-    def gradient_groups(self, dy: np.ndarray, ranges: Ranges) -> list[Any]:
-        return _rows(self._gradient(dy), ranges) if self._dy_rows == 1 else super().gradient_groups(dy, ranges)
-
-    def _operand(self, x: np.ndarray, rows: int, columns: int, scale: str) -> Quantized:
-        """An operand that is used once: BLAS takes its values, the emulated tensor core its codes."""
-        return quantized(x, rows, columns, scale, as_values=not self._exact)
-
-    def _gradient(self, dy: np.ndarray) -> Quantized:
-        q = self._operand(dy, self._dy_rows, BLOCK, self._dy_scale)
-        if self._dy_rows == 1:
-            return q
-        return Quantized(q.codes, np.repeat(q.scales, self._dy_rows, axis=0)[: len(dy)])
-
-
-class TensorwiseGemm(_Gemm):
-    """One scale a tensor, E4M3 forwards and E5M2 for gradients: the older recipe that the report compares with.
-
-    Scales are taken from the tensor at hand. With `exact`, partial sums are promoted every 128, and scaled at the end.
-    """
-
-    def __init__(self, *, exact: bool = False) -> None:
-        self._exact = exact
-
-    def keep(self, x: np.ndarray) -> Quantized:
-        return quantized(x, max(1, x.shape[0]), max(1, x.shape[1]), "fp32", E4M3)
-
-    def load(self, w: np.ndarray) -> Quantized:
-        return self.keep(w)
-
-    def fprop(
-        self, x: np.ndarray, w: np.ndarray | Quantized, out: np.ndarray | None = None, kept: Quantized | None = None
-    ) -> np.ndarray:
-        return _finished(self._product(self.keep(x) if kept is None else kept, _loaded(self, w)), x.dtype, out)
+            rows = self._operand(x, 1, BLOCK, self._x_scale)
+        else:
+            rows = self._stored(kept, 1)
+        return _rounded(product(rows, self._stored(loaded(self, w), BLOCK)), x.dtype, out)
 
     def dgrad(self, dy: np.ndarray, w: np.ndarray | Quantized, out: np.ndarray | None = None) -> np.ndarray:
-        weight = _loaded(self, w)
-        product = self._product(self._gradient(dy), Quantized(weight.codes.T, weight.scales))
-        return _finished(product, dy.dtype, out)
+        weight = self._stored(loaded(self, w), BLOCK)
+        return _rounded(product(self._gradient(dy, self._dy_rows), turned(weight)), dy.dtype, out)
 
-    def wgrad(self, dy: np.ndarray, kept: Quantized, out: np.ndarray | None = None) -> np.ndarray:
-        q = self._gradient(dy)
-        product = self._product(Quantized(q.codes.T, q.scales), Quantized(kept.codes.T, kept.scales))
-        return _finished(product, dy.dtype, out, bf16=False)
+    def wgrad(self, dy: np.ndarray, kept: Quantized | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        rows, x = self._along_tokens(dy, kept, BLOCK)
+        return finished(product(turned(rows), turned(x), out), dy.dtype, out, bf16=False)
 
-    def _gradient(self, dy: np.ndarray) -> Quantized:
-        return quantized(dy, max(1, dy.shape[0]), max(1, dy.shape[1]), "fp32", E5M2)
+    # The same for all experts at once: what is quantised lies in one piece, the products are taken one by one.
 
-    def _product(self, a: Quantized, b: Quantized) -> np.ndarray:
+    def forward(self, x: np.ndarray, w: np.ndarray, keep: bool = True) -> tuple[np.ndarray, Any, Any]:
+        kept, rows = self._kept_and_used(x, keep)
+        weight, columns = self._loaded_and_used(w, BLOCK)
+        return _rounded(product(rows, columns), x.dtype), kept, weight
+
+    def forward_groups(self, x: np.ndarray, w: np.ndarray, ranges: Ranges, keep: bool = True) -> Forward:
+        E, D_out, D_in = w.shape
+        stacked = _stacked(E, D_out)
+        kept, rows = self._kept_and_used(x, keep)
+        weights, columns = self._loaded_and_used(w.reshape(-1, D_in), _cuts(stacked))
+        y = np.empty((len(x), D_out), dtype=np.float32)
+        for e, a, b in ranges:
+            product(part(rows, a, b), part(columns, *stacked[e][1:], _cuts(stacked)), y[a:b])
+        return _rounded(y, x.dtype), [kept], [weights]
+
+    def dgrad_groups(self, dy: np.ndarray, weights: Sequence, ranges: Ranges, out: np.ndarray) -> None:
+        stacked = _stacked(len(weights[0].codes) // dy.shape[1], dy.shape[1])
+        columns = self._stored(weights[0], _cuts(stacked))
+        rows = self._gradient(dy, 1 if self._dy_rows == 1 else _cuts(ranges))
+        dx = np.empty(out.shape, dtype=np.float32) if out.dtype != np.float32 else out
+        for e, a, b in ranges:
+            product(part(rows, a, b), turned(part(columns, *stacked[e][1:], _cuts(stacked))), dx[a:b])
+        _rounded(dx, out.dtype, out)
+
+    def wgrad_groups(self, dy: np.ndarray, kept: Sequence | np.ndarray, ranges: Ranges, out: np.ndarray) -> None:
+        cuts = _cuts(ranges)
+        rows, x = self._along_tokens(dy, kept if isinstance(kept, np.ndarray) else kept[0], cuts)
+        for e, a, b in ranges:
+            product(turned(part(rows, a, b, cuts)), turned(part(x, a, b, cuts)), out[e])
+
+    def _operand(self, x: np.ndarray, rows: Rows, columns: int, scale: str) -> Operand:
+        """An operand that is used once: BLAS takes its values, the emulated tensor core its codes."""
         if self._exact:
-            product = tensorcore_matmul(a.codes, b.codes, promote_every=BLOCK)
+            return quantized(x, rows, columns, scale)
+        return Values(there_and_back(x, rows, columns, scale))
+
+    def _stored(self, q: Quantized, rows: Rows) -> Operand:
+        return q if self._exact else Values(dequantize(*q, rows, BLOCK))
+
+    def _kept_and_used(self, x: np.ndarray, keep: bool) -> tuple[Quantized | None, Operand]:
+        """What is kept of x, and x as fprop multiplies with it."""
+        if self._exact or self._kept is not None or not keep:
+            return self.keep(x) if keep else None, self._operand(x, 1, BLOCK, self._x_scale)
+        kept, values = codes_and_values(x, 1, BLOCK, self._x_scale)
+        return kept, Values(values)
+
+    def _loaded_and_used(self, w: np.ndarray, rows: Rows) -> tuple[Quantized, Operand]:
+        """The stored weight, and as fprop multiplies with it."""
+        if self._exact:
+            weight = quantized(w, rows, BLOCK, "fp32")
+            return weight, weight
+        weight, values = codes_and_values(w, rows, BLOCK, "fp32")
+        return weight, Values(values)
+
+    def _gradient(self, dy: np.ndarray, rows: Rows) -> Operand:
+        q = self._operand(dy, rows, BLOCK, self._dy_scale)
+        if isinstance(q, Values) or rows == 1:
+            return q
+        heights = np.diff(rows) if isinstance(rows, list) else rows
+        return Quantized(q.codes, np.repeat(q.scales, heights, axis=0)[: len(dy)])  # blocks: each row has its own
+
+    def _along_tokens(self, dy: np.ndarray, kept: Quantized | np.ndarray, rows: Rows) -> tuple[Operand, Operand]:
+        """dy and x of the weight gradient, cut anew along the tokens.
+
+        Power-of-two scales on both sides lose nothing but what falls below E4M3's range.
+        """
+        x_scale = "ue8m0" if self._kept is not None else self._x_scale
+        if isinstance(kept, np.ndarray):  # as if it had been kept
+            kept = there_and_back(kept, 1, BLOCK, x_scale, self._kept or E4M3)
         else:
-            product = _values(a.codes) @ _values(b.codes).T
-        if a.scales.size and b.scales.size:  # a tensor without numbers has no scale
-            product *= a.scales[0, 0] * b.scales[0, 0]
-        return product
-
-
-class MXKept(NamedTuple):
-    """A matrix quantised along its rows and along its columns: MX blocks lie along what is summed over."""
-
-    rows: Quantized | None
-    columns: Quantized  # of the transpose
-
-    @property
-    def nbytes(self) -> int:
-        return self.columns.nbytes + (self.rows.nbytes if self.rows is not None else 0)
-
-
-class MXGemm(_Gemm):
-    """MXFP8: E4M3 in blocks of 32 with power-of-two scales that do not clip, sums in FP32."""
-
-    def keep(self, x: np.ndarray) -> MXKept:
-        return MXKept(None, _mx(x.T))
-
-    def load(self, w: np.ndarray) -> MXKept:
-        return MXKept(_mx(w), _mx(w.T))
-
-    def fprop(
-        self, x: np.ndarray, w: np.ndarray | MXKept, out: np.ndarray | None = None, kept: MXKept | None = None
-    ) -> np.ndarray:
-        weight = _loaded(self, w).rows
-        return _finished(_mx_values(_mx(x)) @ _mx_values(weight).T, x.dtype, out)
-
-    def dgrad(self, dy: np.ndarray, w: np.ndarray | MXKept, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(_mx_values(_mx(dy)) @ _mx_values(_loaded(self, w).columns).T, dy.dtype, out)
-
-    def wgrad(self, dy: np.ndarray, kept: MXKept, out: np.ndarray | None = None) -> np.ndarray:
-        return _finished(_mx_values(_mx(dy.T)) @ _mx_values(kept.columns).T, dy.dtype, out, bf16=False)
+            kept = dequantize(*kept, 1, BLOCK)
+        x = self._operand(kept, rows, 1, x_scale)
+        q = self._operand(dy, rows, self._dy_rows, self._dy_scale)
+        if isinstance(q, Quantized):  # blocks: each column has its own
+            q = Quantized(q.codes, np.repeat(q.scales, self._dy_rows, axis=1)[:, : dy.shape[1]])
+        return q, x
 
 
 class FP8Store:
@@ -241,59 +248,20 @@ class FP8Store:
         return dequantize(*kept, 1, BLOCK)
 
 
-def scaled_product(a: Quantized, b: Quantized, *, exact: bool = False, out: np.ndarray | None = None) -> np.ndarray:
-    """``a b^T`` with scales every 128 of K, summed block by block in FP32.
-
-    Parameters
-    ----------
-    a : FP8 codes (or without `exact` their float32 values) [M, K], scales [M, ceil(K / 128)]
-    b : FP8 codes [N, K], scales [N, ceil(K / 128)] of tiles or [ceil(N / 128), ceil(K / 128)] of blocks
-    exact : bool
-        Each block of K on the emulated Hopper tensor core, with one FMA to scale and add it.
-    out : float32 [M, N], C-contiguous, optional
-        Where BLAS may leave the result; anything else is passed over.
-
-    Returns
-    -------
-    float32 [M, N]
-    """
-    N, K = b.codes.shape
-    tiles = b.scales.shape[0] == N
-    if exact:
-        return (tiled_matmul if tiles else deepgemm)(a.codes, a.scales, b.codes, b.scales)
-    x, y = _values(a.codes), _values(b.codes)
-    out = out if out is not None and out.dtype == np.float32 and out.flags.c_contiguous else None
-    total = np.zeros((len(x), N), dtype=np.float32) if K == 0 else None
-    for i, k in enumerate(range(0, K, BLOCK)):
-        partial = np.matmul(x[:, k : k + BLOCK], y[:, k : k + BLOCK].T, out=out if i == 0 else None)
-        if tiles:
-            partial *= a.scales[:, i, None] * b.scales[None, :, i]
-        else:
-            for j, n in enumerate(range(0, N, BLOCK)):
-                part = partial[:, n : n + BLOCK]
-                # written out, not broadcast: NumPy's loop over short rows takes three times as long
-                part *= np.repeat(a.scales[:, i] * b.scales[j, i], part.shape[1]).reshape(part.shape)
-        total = partial if total is None else np.add(total, partial, out=total)
-    assert total is not None
-    return total
-
-
 def fake_quantized(x: np.ndarray) -> np.ndarray:
     """Values of 1x128 E4M3 tiles along the last axis, in the dtype and shape of x."""
     rows = x.reshape(-1, x.shape[-1])
-    return dequantize(*quantized(rows, 1, BLOCK, "fp32"), 1, BLOCK).astype(x.dtype, copy=False).reshape(x.shape)
+    return there_and_back(rows, 1, BLOCK, "fp32").astype(x.dtype, copy=False).reshape(x.shape)
 
 
-def _rows(q: Quantized, ranges: Ranges, block: int = 1) -> list[Quantized]:
-    """Pieces of `q`, whose scales serve `block` rows each."""
-    return [Quantized(q.codes[a:b], q.scales[a // block : b // block]) for _, a, b in ranges]
+def _cuts(ranges: Ranges) -> list[int]:
+    """Where blocks of 128 rows begin when none may reach from one expert into the next, and the end."""
+    return [cut for _, a, b in ranges for cut in range(a, b, BLOCK)] + [ranges[-1][2] if ranges else 0]
 
 
-def _values(codes: np.ndarray) -> np.ndarray:
-    """float32 values in the memory order of the codes, so that a transpose costs nothing; values are given back."""
-    if codes.dtype == np.float32:
-        return codes
-    return decode(codes) if codes.flags.c_contiguous else decode(codes.T).T
+def _stacked(E: int, D_out: int) -> Ranges:
+    """The rows of each expert's weight when all stand on one another."""
+    return [(e, e * D_out, (e + 1) * D_out) for e in range(E)]
 
 
 def _bf16_values(x: np.ndarray) -> np.ndarray:
@@ -301,24 +269,31 @@ def _bf16_values(x: np.ndarray) -> np.ndarray:
     return round_bf16_in_place(np.array(x, dtype=np.float32, order="C"))
 
 
-def _mx(x: np.ndarray) -> Quantized:
-    return quantize_mx(x, E4M3, "rceil")
-
-
-def _mx_values(q: Quantized) -> np.ndarray:
-    return dequantize(*q, 1, MX_BLOCK)
-
-
-def _loaded(gemm: Any, w: Any) -> Any:
+def loaded(gemm: Any, w: Any) -> Any:
     """`w` as `load` gives it: quantised now if it still is the float matrix."""
-    return gemm.load(w) if isinstance(w, np.ndarray) and w.dtype.kind == "f" and w.dtype.itemsize >= 4 else w
+    return gemm.load(w) if _is_float(w) else w
 
 
-def _finished(product: np.ndarray, dtype: np.dtype, out: np.ndarray | None, bf16: bool = True) -> np.ndarray:
+def stored(gemm: Any, x: Any) -> Any:
+    """`x` as `keep` gives it, likewise."""
+    return gemm.keep(x) if _is_float(x) else x
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize >= 4
+
+
+def _rounded(y: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) -> np.ndarray:
+    """`finished` for sums of FP8 products: no scale is below 1e-4 / 448, so none comes near float32's subnormals."""
+    round_sums_to_bf16(y)
+    return finished(y, dtype, out, bf16=False)
+
+
+def finished(y: np.ndarray, dtype: np.dtype, out: np.ndarray | None, bf16: bool = True) -> np.ndarray:
     """The product rounded to BF16 unless it is a weight gradient, in `dtype`, in `out` if given."""
     if bf16:
-        round_bf16_in_place(product)
-    if out is None or out is product:
-        return product.astype(dtype, copy=False)
-    out[...] = product
+        round_bf16_in_place(y)
+    if out is None or out is y:
+        return y.astype(dtype, copy=False)
+    out[...] = y
     return out

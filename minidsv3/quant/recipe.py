@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from .comparison import MXGemm, TensorwiseGemm
 from .formats import E5M6
-from .gemm import ACCUMULATE, BF16Gemm, FP8Gemm, FP8Store, MXGemm, TensorwiseGemm, fake_quantized
+from .gemm import ACCUMULATE, BF16Gemm, FP8Gemm, FP8Store, fake_quantized
 
 LINEAR = (
     "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_up", "down_proj",

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info
 from minidsv3 import ModelConfig, TrainConfig, Transformer
 from minidsv3.quant.blockwise import dequantize, quantize_blocks, quantize_tiles
 from minidsv3.quant.formats import decode, encode, round_to
-from minidsv3.quant.gemm import scaled_product
+from minidsv3.quant.product import scaled_product
 from minidsv3.quant.recipe import recipe_for
 from minidsv3.quant.tensorcore import deepgemm, tensorcore_matmul
 from minidsv3.train.machine import keep_freed_memory
