@@ -260,7 +260,12 @@ def _block_amax(x: np.ndarray, cuts: Sequence[int], columns: int, scratch: np.nd
     # As integers, magnitudes order as their bits do, NaN on top, and NumPy finds their maximum several times faster.
     magnitude = np.bitwise_and(np.ascontiguousarray(x).view(np.int32), 0x7FFFFFFF, out=scratch)
     if len(cuts) <= len(x):
-        magnitude = np.stack([magnitude[a:b].max(axis=0) for a, b in pairwise(cuts)])
+        height, N = cuts[1], x.shape[1]
+        if height % 16 == 0 and cuts == [*range(0, len(x) + 1, height)]:
+            # 16 rows as one first: NumPy's loop is as long as a row
+            magnitude = magnitude.reshape(-1, height // 16, 16 * N).max(axis=1).reshape(-1, 16, N).max(axis=1)
+        else:
+            magnitude = np.stack([magnitude[a:b].max(axis=0) for a, b in pairwise(cuts)])
     if columns > 1:
         magnitude = np.maximum.reduceat(magnitude, np.arange(0, x.shape[1], columns, dtype=np.int64), axis=1)
     return magnitude.view(np.float32)

@@ -20,7 +20,7 @@ has it, so the largest number is 65024.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import ml_dtypes
@@ -62,26 +62,26 @@ class Format:
     has_nan: bool
     dtype: np.dtype
 
-    @property
+    @cached_property
     def bias(self) -> int:
         return (1 << (self.exponent_bits - 1)) - 1 if self.name != "ue8m0" else 127
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Width of a code with its sign."""
         return 1 + self.exponent_bits + self.fraction_bits if self.name != "ue8m0" else 8
 
-    @property
+    @cached_property
     def min_exponent(self) -> int:
         """Exponent of the smallest normal number, and of all subnormals."""
         return 1 - self.bias
 
-    @property
+    @cached_property
     def max_exponent(self) -> int:
         """floor(log2(max)): the `emax` of the MX specification."""
         return int(np.frexp(self.max)[1]) - 1
 
-    @property
+    @cached_property
     def smallest(self) -> float:
         """The smallest positive number."""
         return 2.0 ** (self.min_exponent - self.fraction_bits) if self.name != "ue8m0" else 2.0**-127
