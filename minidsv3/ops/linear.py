@@ -49,23 +49,23 @@ class Gemm:
         """`fprop` with what it needs: y, `keep(x)` (unless not `keep`) and `load(w)`."""
         return self.fprop(x, w), x, w
 
-    def forward_groups(self, x: Array, w: Array, ranges: Ranges, keep: bool = True) -> tuple[Array, Sequence, Sequence]:
-        """`forward` of each expert's rows with its own weight, w [E, D_out, D_in]; sequences of what is to be saved."""
+    def forward_groups(self, x: Array, w: Array, ranges: Ranges, keep: bool = True) -> tuple[Array, list, list]:
+        """`forward` of each expert's rows with its own weight, w [E, D_out, D_in]; `kept` and weights one by one."""
         y = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype)
         for e, a, b in ranges:
             self.fprop(x[a:b], w[e], out=y[a:b])
-        return y, [x], [w]
+        return y, [x[a:b] for _, a, b in ranges], [w[e] for e, _, _ in ranges]
 
     def dgrad_groups(self, dy: Array, weights: Sequence, ranges: Ranges, out: Array) -> None:
         """`dgrad` of each expert's rows into out [N, D_in], with the weights that `forward_groups` gave."""
-        for e, a, b in ranges:
-            self.dgrad(dy[a:b], weights[0][e], out=out[a:b])
+        for (_, a, b), w in zip(ranges, weights):
+            self.dgrad(dy[a:b], w, out=out[a:b])
 
     def wgrad_groups(self, dy: Array, kept: Sequence | Array, ranges: Ranges, out: Array) -> None:
         """`wgrad` of each expert into out[e]; `kept` as `forward_groups` gave it, or x itself, computed again."""
-        x = kept if isinstance(kept, np.ndarray) else kept[0]
-        for e, a, b in ranges:
-            self.wgrad(dy[a:b], x[a:b], out=out[e])
+        pieces = [kept[a:b] for _, a, b in ranges] if isinstance(kept, np.ndarray) else kept
+        for (e, a, b), x in zip(ranges, pieces):
+            self.wgrad(dy[a:b], x, out=out[e])
 
 
 EXACT = Gemm()
@@ -108,12 +108,11 @@ class GroupedLinearFunction(Function):
         self.flops = 2 * x.shape[0] * w.shape[1] * w.shape[2]
         y, kept, weights = gemm.forward_groups(x, w, self._ranges, keep=not again)
         self.save(*weights, *(() if again else kept))
-        self._weights = len(weights)
         return y
 
     def backward(self, dy: Array) -> tuple[Array, InPlaceThunk]:
         gemm, ranges, again, shape = self._gemm, self._ranges, self._again, self._w_shape
-        weights, kept = self.saved[: self._weights], self.saved[self._weights :]
+        weights, kept = self.saved[: len(ranges)], self.saved[len(ranges) :]
         dx = np.empty((dy.shape[0], shape[2]), dtype=dy.dtype)
         gemm.dgrad_groups(dy, weights, ranges, dx)
 

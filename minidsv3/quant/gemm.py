@@ -8,11 +8,13 @@ Each class has the interface that the linear ops ask for (`ops.linear.Gemm` is t
     gemm.dgrad(dy, weight)            dx = dy w        over the output channels
     gemm.wgrad(dy, kept)              dw = dy^T x      over the tokens
 
+and the same for all experts of a layer at once (`forward_groups`, `dgrad_groups`, `wgrad_groups`).
+
 `FP8Gemm` is the report's (section 3.3): E4M3 everywhere; inputs and gradients in 1x128 tiles along the dimension that
 is summed over, so what is kept of x as 1x128 is cut anew as 128x1 for the weight gradient; weights in 128x128 blocks,
 which serve both directions. Its accumulator is either the emulated Hopper tensor core with promotion every 128
-(`exact=True`, some thirty times slower), or BLAS in FP32 over the same 128-blocks with the same scaling in between:
-all that is missing then is the tensor core's own loss of bits.
+(`exact=True`, some thirty times slower), or BLAS in FP32 over the same 128-blocks. What is missing then is the tensor
+core's own loss of bits; and scales are multiplied in before the product instead of after (`product` says why).
 
 Outputs and input gradients are rounded to BF16, weight gradients stay FP32, as the report's Figure 6 has it.
 Simplified: sums that BLAS takes within a block are FP32, in BLAS's own order; one process holds the whole batch of a
@@ -167,25 +169,28 @@ class FP8Gemm(ByExpert):
     def forward_groups(self, x: np.ndarray, w: np.ndarray, ranges: Ranges, keep: bool = True) -> Forward:
         E, D_out, D_in = w.shape
         stacked = _stacked(E, D_out)
+        cuts = _cuts(stacked)
         kept, rows = self._kept_and_used(x, keep)
-        weights, columns = self._loaded_and_used(w.reshape(-1, D_in), _cuts(stacked))
+        weights, columns = self._loaded_and_used(w.reshape(-1, D_in), cuts)
         y = np.empty((len(x), D_out), dtype=np.float32)
         for e, a, b in ranges:
-            product(part(rows, a, b), part(columns, *stacked[e][1:], _cuts(stacked)), y[a:b])
-        return _rounded(y, x.dtype), [kept], [weights]
+            product(part(rows, a, b), part(columns, *stacked[e][1:], cuts), y[a:b])
+        saved = [part(weights, *stacked[e][1:], cuts) for e, _, _ in ranges]
+        return _rounded(y, x.dtype), [part(kept, a, b) for _, a, b in ranges] if kept else [], saved
 
     def dgrad_groups(self, dy: np.ndarray, weights: Sequence, ranges: Ranges, out: np.ndarray) -> None:
-        stacked = _stacked(len(weights[0].codes) // dy.shape[1], dy.shape[1])
-        columns = self._stored(weights[0], _cuts(stacked))
+        stacked = _stacked(len(weights), dy.shape[1])
+        cuts = _cuts(stacked)
+        columns = self._stored(_joined(weights), cuts)
         rows = self._gradient(dy, 1 if self._dy_rows == 1 else _cuts(ranges))
         dx = np.empty(out.shape, dtype=np.float32) if out.dtype != np.float32 else out
-        for e, a, b in ranges:
-            product(part(rows, a, b), turned(part(columns, *stacked[e][1:], _cuts(stacked))), dx[a:b])
+        for (_, a, b), (_, c, d) in zip(ranges, stacked):
+            product(part(rows, a, b), turned(part(columns, c, d, cuts)), dx[a:b])
         _rounded(dx, out.dtype, out)
 
     def wgrad_groups(self, dy: np.ndarray, kept: Sequence | np.ndarray, ranges: Ranges, out: np.ndarray) -> None:
         cuts = _cuts(ranges)
-        rows, x = self._along_tokens(dy, kept if isinstance(kept, np.ndarray) else kept[0], cuts)
+        rows, x = self._along_tokens(dy, kept if isinstance(kept, np.ndarray) else _joined(kept), cuts)
         for e, a, b in ranges:
             product(turned(part(rows, a, b, cuts)), turned(part(x, a, b, cuts)), out[e])
 
@@ -257,6 +262,13 @@ def fake_quantized(x: np.ndarray) -> np.ndarray:
 def _cuts(ranges: Ranges) -> list[int]:
     """Where blocks of 128 rows begin when none may reach from one expert into the next, and the end."""
     return [cut for _, a, b in ranges for cut in range(a, b, BLOCK)] + [ranges[-1][2] if ranges else 0]
+
+
+def _joined(pieces: Sequence[Quantized]) -> Quantized:
+    """What stood in one piece before each expert's part of it was saved."""
+    if not pieces:
+        return Quantized(np.empty((0, 0), dtype=E4M3), np.empty((0, 0), dtype=np.float32))
+    return Quantized(*(np.concatenate(arrays) for arrays in zip(*pieces)))
 
 
 def _stacked(E: int, D_out: int) -> Ranges:
