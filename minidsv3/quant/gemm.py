@@ -205,8 +205,11 @@ class FP8Gemm(ByExpert):
 
     def _kept_and_used(self, x: np.ndarray, keep: bool) -> tuple[Quantized | None, Operand]:
         """What is kept of x, and x as fprop multiplies with it."""
-        if self._exact or self._kept is not None or not keep:
+        if self._kept is not None or not keep:
             return self.keep(x) if keep else None, self._operand(x, 1, BLOCK, self._x_scale)
+        if self._exact:
+            kept = self.keep(x)
+            return kept, kept
         kept, values = codes_and_values(x, 1, BLOCK, self._x_scale)
         return kept, Values(values)
 
@@ -296,7 +299,10 @@ def _is_float(x: Any) -> bool:
 
 
 def _rounded(y: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) -> np.ndarray:
-    """`finished` for sums of FP8 products: no scale is below 1e-4 / 448, so none comes near float32's subnormals."""
+    """`finished` for sums of FP8 products.
+
+    No scale is below 1e-4 / 448, so operands are multiples of 2^-55, and sums are zero or at least 2^-110.
+    """
     round_sums_to_bf16(y)
     return finished(y, dtype, out, bf16=False)
 
