@@ -21,7 +21,7 @@ import numpy as np
 
 from ..autograd import Array, Parameter, ParameterPart, Tensor, Thunk, is_replaced
 from ..config import ModelConfig
-from ..ops.linear import EXACT, grouped_linear, linear
+from ..ops.linear import grouped_linear, linear
 from ..ops.routing import PermuteFunction, gate_scores, gate_weights, permute, select_experts, unpermute
 from ..ops.shape import add, reshape
 from ..ops.swiglu import recomputable_swiglu
@@ -142,9 +142,8 @@ class Experts(Module):
     def forward(
         self, rows: Tensor, rows_per_expert: Array, experts: Any = None, rows_again: Thunk | None = None
     ) -> Tensor:
-        """`experts` and `rows_again` as a dispatcher's handle has them; rows of low precision are kept."""
+        """`experts` and `rows_again` as a dispatcher's handle has them."""
         gate_up, down = self.held(experts)
-        rows_again = rows_again if self._gemm_up is EXACT else None
         gate_up_rows = grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up, rows_again)  # [N, 2F]
         hidden, again = recomputable_swiglu(gate_up_rows, self._store)  # [N, F]
         return grouped_linear(hidden, down, rows_per_expert, self._gemm_down, again)
