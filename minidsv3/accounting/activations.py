@@ -17,8 +17,9 @@ input of the linear after attention in E5M6 (12 bits) with a power of two, laten
 
 Two more choices tell this package from a cluster. `scores='kept'` is its attention, which keeps the exponentials; a
 fused kernel recomputes them from the row sums ('recomputed'), and no one could train at 4096 tokens otherwise.
-`rows='again'` says that what costs no gemm is made again even where nothing else is: SwiGLU's outputs, and the rows of
-the experts, which stand in this process and would cost a second all-to-all on a cluster ('kept').
+`cheap='again'` says that what costs no gemm is made again even where nothing else is: the inputs of linear layers that
+an RMSNorm or SwiGLU made, and the rows of the experts, which stand in this process and would cost a second all-to-all
+on a cluster ('kept').
 
 Simplified: indices are int64 here and int32 or less in kernels; routing is balanced, every expert gets its share.
 """
@@ -33,7 +34,7 @@ from ..ops.attention import QUERY_BLOCK
 
 RECOMPUTE = ("none", "report", "full")
 SCORES = ("kept", "recomputed")
-ROWS = ("kept", "again")
+CHEAP = ("kept", "again")
 TILE = 128
 
 # precision -> role -> (bits a number, bytes of the scale of a tile of 128)
@@ -70,7 +71,7 @@ class Shape(NamedTuple):
     seq_len: int
     recompute: str = "none"
     scores: str = "recomputed"
-    rows: str = "kept"
+    cheap: str = "kept"
 
 
 def total_bytes(arrays: list[Kept], precision: str) -> int:
@@ -96,8 +97,8 @@ def kept_arrays(cfg: ModelConfig, shape: Shape, layers: range | None = None, end
     ValueError
         An unknown choice, or sizes that are not positive.
     """
-    B, S, recompute, scores, expert_rows = shape
-    choices = (("recompute", recompute, RECOMPUTE), ("scores", scores, SCORES), ("rows", expert_rows, ROWS))
+    B, S, recompute, scores, cheap = shape
+    choices = (("recompute", recompute, RECOMPUTE), ("scores", scores, SCORES), ("cheap", cheap, CHEAP))
     for name, value, allowed in choices:
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
@@ -110,7 +111,7 @@ def kept_arrays(cfg: ModelConfig, shape: Shape, layers: range | None = None, end
         depth = max(0, layer - L + 1)
         found += _module(cfg, shape._replace(seq_len=S - depth), layer, depth)
     if ends:
-        found += _ends(cfg, B, S)
+        found += _ends(cfg, B, S, recompute, cheap == "again")
     return found
 
 
@@ -135,7 +136,7 @@ def _module(cfg: ModelConfig, shape: Shape, layer: int, depth: int) -> Iterator[
         everything = shape.recompute == "none"
         rows = [
             *(_attention if everything else _attention_report)(cfg, shape),
-            *(_ffn(cfg, T, layer, shape.rows == "again") if everything else _ffn_report(cfg, T, layer)),
+            *(_ffn(cfg, T, layer, shape.cheap == "again") if everything else _ffn_report(cfg, T, layer)),
         ]
         yield from (Kept(layer, op, f"{layer}.{array}", n, width, role) for op, array, n, width, role in rows)
         if depth:
@@ -156,17 +157,18 @@ def _attention(cfg: ModelConfig, shape: Shape) -> Iterator[Row]:
     T, D, H, r_kv = B * S, cfg.hidden_size, cfg.num_attention_heads, cfg.kv_lora_rank
     yield "RMSNorm", "x", T, D, "stream"
     yield "RMSNorm", "input_norm.r", T, 1, "exact"
-    if cfg.q_lora_rank is None:
-        yield "Linear", "attention_in", T, D, "linear"
-    else:
-        yield "Linear", "attention_in", T, D, "linear"
+    again = shape.cheap == "again"  # what a norm made
+    if not again:  # q_a_proj (or q_proj) and kv_a_proj_with_mqa keep the same array
+        yield from [("Linear", "attention_in", T, D, "linear")] * 2
+    if cfg.q_lora_rank is not None:
         yield "RMSNorm", "q_latent", T, cfg.q_lora_rank, "stream"
         yield "RMSNorm", "q_norm.r", T, 1, "exact"
-        yield "Linear", "c_q", T, cfg.q_lora_rank, "linear"
-    yield "Linear", "attention_in", T, D, "linear"  # kv_a_proj_with_mqa: the same array
+        if not again:
+            yield "Linear", "c_q", T, cfg.q_lora_rank, "linear"
     yield "RMSNorm", "kv_latent", T, r_kv, "stream"
     yield "RMSNorm", "kv_norm.r", T, 1, "exact"
-    yield "Linear", "c_kv", T, r_kv, "linear"
+    if not again:
+        yield "Linear", "c_kv", T, r_kv, "linear"
     yield "Attention", "queries", T, H * cfg.qk_head_dim, "stream"
     yield "Attention", "keys", T, H * cfg.qk_head_dim, "stream"
     yield "Attention", "values", T, H * cfg.v_head_dim, "stream"
@@ -220,7 +222,8 @@ def _ffn(cfg: ModelConfig, T: int, layer: int, again: bool) -> Iterator[Row]:
 
 
 def _swiglu(T: int, D: int, F: int, x: str, name: str, again: bool) -> Iterator[Row]:
-    yield "Linear", x, T, D, "linear"
+    if not (again and name == "dense"):  # the experts' input comes from their norm through a change of shape
+        yield "Linear", x, T, D, "linear"
     yield "SwiGLU", f"{name}.gate_up", T, 2 * F, "linear"
     if not again:
         yield "Linear", f"{name}.hidden", T, F, "linear"
@@ -251,7 +254,7 @@ def _ffn_report(cfg: ModelConfig, T: int, layer: int) -> Iterator[Row]:
         yield "Checkpoint", "shared.gate_up", T, 2 * cfg.n_shared_experts * F, "linear"
 
 
-def _ends(cfg: ModelConfig, B: int, S: int) -> Iterator[Kept]:
+def _ends(cfg: ModelConfig, B: int, S: int, recompute: str, again: bool) -> Iterator[Kept]:
     """Tokens, final norm, and head and cross-entropy of the main model and of every MTP depth."""
     D, V = cfg.hidden_size, cfg.vocab_size
     yield Kept(-1, "RMSNorm", "x_final", B * S, D, "stream")
@@ -259,7 +262,8 @@ def _ends(cfg: ModelConfig, B: int, S: int) -> Iterator[Kept]:
     for depth in range(cfg.num_nextn_predict_layers + 1):
         T, k = B * (S - depth), depth or ""
         yield Kept(-1, "Embedding", f"tokens{k}", T, 1, "index")
-        yield Kept(-1, "Linear", f"h{k}", T, D, "stream")
+        if not again or (depth and recompute != "none"):  # what a Checkpoint gives is nobody's to make again
+            yield Kept(-1, "Linear", f"h{k}", T, D, "stream")
         yield Kept(-1, "CrossEntropy", f"exponentials{k}", T, V, "exact")
         yield Kept(-1, "CrossEntropy", f"total{k}", T, 1, "exact")
         yield Kept(-1, "CrossEntropy", f"targets{k}", T, 1, "index")

@@ -4,7 +4,7 @@ For head h, ``score[i, j] = scale (q_nope[i, h] . k_nope[j, h] + q_rope[i, h] . 
 Eq. 14-17; V3 report, Eq. 6-10). The op takes what the projections give, so that no caller has to join or transpose:
 q = [nope | rope] per head, kv = [k_nope | v] per head, and the single k_rope of each token.
 
-How it is computed: queries go in blocks of 64, and a block looks only at keys up to its own end, so about half of the
+How it is computed: queries go in blocks of 32, and a block looks only at keys up to its own end, so about half of the
 square is skipped. Scores stand with a row for each key, so that the triangle to be masked is one piece of memory. Kept
 for the backward pass are E = exp(score) and 1/l, l its sum over the keys; with g = dO / l the gradient of the scores is
 ``E (g v^T - rowsum(g O))``, two passes fewer than through the softmax, and three with a column of ones behind the
@@ -22,7 +22,7 @@ import numpy as np
 from ..autograd import Array, Function, Tensor
 from .shape import require_shape
 
-QUERY_BLOCK = 64
+QUERY_BLOCK = 32
 SAFE_SCORE = 60.0  # exp(60) summed over 10^12 keys still fits a float32, exp(-60) is not zero
 
 

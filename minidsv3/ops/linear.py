@@ -10,13 +10,15 @@ The weight gradient is returned as a thunk: the engine runs it at once, or later
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk, is_replaced
+from .norm import RMSNormFunction
 from .shape import require_shape
 
 Ranges = list[tuple[int, int, int]]  # (expert, first row, end row) of every expert that has rows
@@ -163,8 +165,19 @@ def _if_known(op: type[Function], again: Thunk | None) -> dict[str, Thunk]:
     return {"again": again} if again and not is_replaced(op) else {}
 
 
+def _rows_of_norm(again: Callable[..., Array], *saved: Array) -> Array:
+    y = again(*saved)
+    return y.reshape(-1, y.shape[-1])
+
+
 def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT, again: Thunk | None = None) -> Tensor:
-    """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]; `again` makes the rows of x once more."""
+    """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]; `again` makes the rows of x once more.
+
+    What RMSNorm made is made again without asking, where it would be kept in full.
+    """
+    norm = x.made_by
+    if gemm is EXACT and isinstance(norm, RMSNormFunction):
+        again = partial(_rows_of_norm, norm.again, *norm.saved)
     return LinearFunction.apply(x, w, gemm=gemm, **_if_known(LinearFunction, again))
 
 
