@@ -23,7 +23,7 @@ class RMSNormFunction(Function):
         np.divide(D, r, out=r)
         np.sqrt(r, out=r)
         self.save(x, w, r)
-        return self.again(x, w, r)
+        return self.again(x, w, r)  # w x r
 
     def again(self, x: Array, w: Array, r: Array) -> Array:
         """The output from what is kept of it: a linear layer behind need not keep it too (V3 report, section 3.2.3)."""

@@ -199,10 +199,7 @@ def _quantize(
         for a, b, block, cuts in _panels(rows, M, N):
             part, s = np.ascontiguousarray(x[a:b]), scales[block]
             ratio = np.empty(part.shape, dtype=np.float32) if values is None else values[a:b]
-            np.maximum(_block_amax(part, cuts, columns, ratio.view(np.int32)), np.float32(SMALLEST_AMAX), out=s)
-            s /= np.float32(fmt.max)
-            if scale == "ue8m0":  # before quantising: rounding the scale afterwards would be off by up to two
-                s[...] = ceil_power_of_two(s)
+            _scales(_block_amax(part, cuts, columns, ratio.view(np.int32)), scale, fmt, out=s)
             if codes is None and values is None:
                 continue
             spread = _spread(s, cuts, columns, N)
@@ -220,6 +217,14 @@ def _quantize(
             if values is not None:
                 ratio *= spread
     return scales
+
+
+def _scales(amax: np.ndarray, scale: str, fmt: Format, out: np.ndarray) -> None:
+    """The scale of each block from its largest magnitude."""
+    np.maximum(amax, np.float32(SMALLEST_AMAX), out=out)
+    out /= np.float32(fmt.max)
+    if scale == "ue8m0":  # before quantising: rounding the scale afterwards would be off by up to two
+        out[...] = ceil_power_of_two(out)
 
 
 def _panels(rows: Rows, M: int, N: int) -> Iterator[tuple[int, int, slice, Sequence[int]]]:
