@@ -14,15 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from .. import plots
-from ..autograd import OpEvent, backward, no_grad, observing
+from ..autograd import OpEvent, backward, no_grad, observing, replacing
 from ..config import ModelConfig, TrainConfig
 from ..data import ByteTokenizer, load_corpus, split_documents, validation_windows
 from ..model.transformer import Transformer
+from ..ops.linear import GroupedLinearFunction, LinearFunction
 from ..quant import figures
 from ..quant.experiments import DISTRIBUTIONS, accumulation_error, interval_prices, tile_against_block
 from ..quant.logfmt import compared
@@ -114,6 +116,10 @@ def logfmt(out: Path, args: argparse.Namespace) -> None:
 def memory(out: Path, args: argparse.Namespace) -> None:
     """nbytes of the arrays that `save` holds, a token of `tiny`, by kind of op."""
     saved = {precision: saved_bytes(precision) for precision in ("fp32", "bf16", "fp8")}
+    as_it_runs = sum(saved_bytes("fp32", again=True).values())
+    print(
+        f"fp32 that makes again what costs no gemm keeps {as_it_runs:,.0f} of {sum(saved['fp32'].values()):,.0f} bytes"
+    )
     figure, (ax,) = plots.new_figure(panel=(8.0, 4.0))
     with plots.style():
         figures.saved_memory(ax, saved)
@@ -123,8 +129,21 @@ def memory(out: Path, args: argparse.Namespace) -> None:
         print(f"dispatch of a token of 7,168 in {name}: {7168 * bytes_per_number:,.0f} bytes")
 
 
-def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128)) -> dict[str, float]:
-    """Bytes a token that one forward pass of `tiny` keeps, each array once; float32 weights are not counted."""
+class _Linear(LinearFunction):
+    """A stand-in: it is not told that its input can be made again, so it keeps it."""
+
+
+class _GroupedLinear(GroupedLinearFunction):
+    """Likewise."""
+
+
+def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool | None = None) -> dict[str, float]:
+    """Bytes a token that one forward pass of `tiny` keeps, each array once; float32 weights are not counted.
+
+    `again` says whether a linear layer may count on its input being made again; by default only FP8's may, which is
+    the report's way with SwiGLU.
+    """
+    again = precision == "fp8" if again is None else again
     model = Transformer(ModelConfig.preset("tiny"), recipe_for(precision))
     model.init_weights(np.random.default_rng(0))
     places = {
@@ -137,7 +156,8 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128)) -> dict[str,
     def look(event: OpEvent) -> None:
         if event.phase != "forward":
             return
-        name, saved = type(event.op).__name__, list(event.op.saved)
+        name, saved = type(event.op).__name__.removeprefix("_"), list(event.op.saved)
+        name = name if name.endswith("Function") else f"{name}Function"
         split = {"LinearFunction": len(saved) - 1, "GroupedLinearFunction": 0}.get(name)
         weights = saved[split:] if name == "LinearFunction" else saved[: len(getattr(event.op, "_ranges", ()))]
         for part in saved:
@@ -150,7 +170,10 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128)) -> dict[str,
                 kinds["low-precision weights" if is_weight else places.get(name, "the rest")] += part.nbytes
 
     tokens = np.random.default_rng(0).integers(0, 257, (shape[0], shape[1] + 1))
-    with observing(look):
+    with observing(look), ExitStack() as stack:
+        if not again:
+            stack.enter_context(replacing(LinearFunction, _Linear))
+            stack.enter_context(replacing(GroupedLinearFunction, _GroupedLinear))
         model.loss(tokens[:, :-1], tokens[:, 1:])
     return {kind: size / (shape[0] * shape[1]) for kind, size in kinds.items()}
 
@@ -159,7 +182,7 @@ def twins(out: Path, args: argparse.Namespace) -> None:
     """Losses of each variant and seed against BF16 of the same seed."""
     steps = args.steps or 1000
     runs = {
-        (name, seed): _losses(out / "runs", name, seed, steps)
+        (name, seed): _losses(out / "runs", name, seed, steps, args.batch)
         for seed in args.seeds
         for name in ("bf16", *args.variants)
     }
@@ -203,16 +226,18 @@ EXPERIMENTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 }  # fmt: skip
 
 
-def _losses(folder: Path, name: str, seed: int, steps: int) -> np.ndarray:
+def _losses(folder: Path, name: str, seed: int, steps: int, batch: list[int] | None = None) -> np.ndarray:
     """Losses of a twin run, from its file if it has run before.
 
     Behind the precision, '~ulp' moves the first weights, '@exact' sums as the emulated tensor core does.
     """
     precision, _, accumulate = name.partition("@")
-    file = folder / f"{precision.replace(':', '+')}@{accumulate or 'fast'}@{seed}@{steps}.json"
+    shape = f"@{batch[0]}x{batch[1]}" if batch else ""
+    file = folder / f"{precision.replace(':', '+')}@{accumulate or 'fast'}@{seed}@{steps}{shape}.json"
     if not file.is_file():
         print(f"running {name}, seed {seed}, {steps} steps", flush=True)
-        cfg = TrainConfig(steps=steps, seed=seed, **SMALL)
+        size = {"batch_size": batch[0], "seq_len": batch[1]} if batch else {}
+        cfg = TrainConfig(steps=steps, seed=seed, **SMALL | size)
         recipe = recipe_for(precision.removesuffix("~ulp"), accumulate or "fast")
         result = twin(recipe, cfg, ulp=precision.endswith("~ulp"))
         folder.mkdir(parents=True, exist_ok=True)
