@@ -175,7 +175,7 @@ def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT, again: Thunk | None = None)
 
     What RMSNorm made is made again without asking, where it would be kept in full.
     """
-    norm = x.made_by
+    norm = getattr(x, "made_by", None)  # arrays have none
     if gemm is EXACT and isinstance(norm, RMSNormFunction):
         again = partial(_rows_of_norm, norm.again, *norm.saved)
     return LinearFunction.apply(x, w, gemm=gemm, **_if_known(LinearFunction, again))
