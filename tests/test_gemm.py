@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidsv3.autograd import Tensor, backward
-from minidsv3.ops.linear import Gemm, grouped_linear, linear
+from minidsv3.ops.linear import Gemm, GroupedLinearFunction, LinearFunction, grouped_linear, linear
 from minidsv3.quant.blockwise import Quantized, dequantize, quantize_blocks, quantize_mx, quantize_tiles, quantized
 from minidsv3.quant.comparison import MXGemm, TensorwiseGemm
 from minidsv3.quant.formats import BF16, E5M2, E5M6, round_to
@@ -205,3 +205,34 @@ def test_backward_through_a_low_precision_linear_reaches_the_weight():
     w = Tensor(W[:1, :].copy(), requires_grad=True)
     backward(linear(Tensor(X[:1]), w, FP8Gemm()))
     assert w.grad.shape == (1, D_IN) and np.corrcoef(w.grad[0], X[0])[0, 1] > 0.99
+
+
+class Coarse(Gemm):
+    """Keeps x in whole numbers, and multiplies with what it keeps: the interface as an exercise uses it."""
+
+    def keep(self, x):
+        return np.round(x)
+
+    def load(self, w):
+        return 2 * w
+
+    def fprop(self, x, w, out=None, kept=None):
+        return np.matmul(self.keep(x) if kept is None else kept, w.T, out=out)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("grouped", [False, True], ids=["linear", "grouped"])
+def test_a_gemm_of_ones_own_decides_what_every_product_sees(grouped, again):
+    rng = np.random.default_rng(3)
+    rows = np.array([4, 0, 3]) if grouped else np.array([7])
+    x, w, dy = rng.normal(size=(7, 5)) * 4, rng.normal(size=(len(rows), 6, 5)), rng.normal(size=(7, 6))
+    op = (GroupedLinearFunction if grouped else LinearFunction)()
+    op._needs = (True, True)
+    constants = {"gemm": Coarse(), **({"rows_per_expert": rows} if grouped else {})}
+    y = op.forward(x, w if grouped else w[0], **constants, **({"again": lambda: x} if again else {}))
+    dx, thunk = op.backward(dy)
+    stops = np.cumsum(rows)
+    for e, (a, b) in enumerate(zip(stops - rows, stops)):
+        np.testing.assert_allclose(y[a:b], np.round(x[a:b]) @ (2 * w[e]).T, rtol=1e-12)
+        np.testing.assert_allclose(dx[a:b], dy[a:b] @ (2 * w[e]), rtol=1e-12)
+        np.testing.assert_allclose(thunk()[e] if grouped else thunk(), dy[a:b].T @ np.round(x[a:b]), rtol=1e-12)

@@ -156,8 +156,8 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool 
     def look(event: OpEvent) -> None:
         if event.phase != "forward":
             return
-        name, saved = type(event.op).__name__.removeprefix("_"), list(event.op.saved)
-        name = name if name.endswith("Function") else f"{name}Function"
+        name = next(cls.__name__ for cls in type(event.op).__mro__ if not cls.__name__.startswith("_"))
+        saved = list(event.op.saved)
         split = {"LinearFunction": len(saved) - 1, "GroupedLinearFunction": 0}.get(name)
         weights = saved[split:] if name == "LinearFunction" else saved[: len(getattr(event.op, "_ranges", ()))]
         for part in saved:

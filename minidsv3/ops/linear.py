@@ -2,8 +2,8 @@
 
 A linear layer is three gemms: ``y = x w^T`` forward (fprop), ``dx = dy w`` (dgrad) and ``dw = dy^T x`` (wgrad). They
 are asked of a *gemm* object, so that a precision recipe can put other arithmetic in their place: `keep(x)` says what
-is stored for the weight gradient, `load(w)` in which form the weight is used, the other three compute. `Gemm` here is
-the exact one.
+is stored for the weight gradient, `load(w)` in which form the weight is used, the others compute. `Gemm` here is the
+exact one. An input that can be made again for less than a gemm is not kept: `again` makes it in the backward pass.
 
 The weight gradient is returned as a thunk: the engine runs it at once, or later (zero-bubble pipelines).
 """
@@ -44,19 +44,25 @@ class Gemm:
         return np.matmul(dy, w, out=out)
 
     def wgrad(self, dy: Array, kept: Any, out: Array | None = None) -> Array:
-        """``dy^T x``: dy [N, D_out], x [N, D_in] -> [D_out, D_in]; `kept` may also be x itself, computed again."""
+        """``dy^T x``: dy [N, D_out], x [N, D_in] -> [D_out, D_in]."""
         return np.matmul(dy.T, kept, out=out)
 
+    def wgrad_again(self, dy: Array, x: Array, out: Array | None = None) -> Array:
+        """`wgrad` where x was not kept and has been computed again."""
+        return self.wgrad(dy, self.keep(x), out=out)
+
     def forward(self, x: Array, w: Array, keep: bool = True) -> tuple[Array, Any, Any]:
-        """`fprop` with what it needs: y, `keep(x)` (unless not `keep`) and `load(w)`."""
-        return self.fprop(x, w), x, w
+        """`fprop` with what it needs: y, `keep(x)` (for nobody, unless `keep`) and `load(w)`."""
+        kept, weight = self.keep(x), self.load(w)
+        return self.fprop(x, weight, kept=kept), kept, weight
 
     def forward_groups(self, x: Array, w: Array, ranges: Ranges, keep: bool = True) -> tuple[Array, list, list]:
         """`forward` of each expert's rows with its own weight, w [E, D_out, D_in]; `kept` and weights one by one."""
-        y = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype)
-        for e, a, b in ranges:
-            self.fprop(x[a:b], w[e], out=y[a:b])
-        return y, [x[a:b] for _, a, b in ranges], [w[e] for e, _, _ in ranges]
+        y, kept = np.empty((x.shape[0], w.shape[1]), dtype=x.dtype), [self.keep(x[a:b]) for _, a, b in ranges]
+        weights = [self.load(w[e]) for e, _, _ in ranges]
+        for (_, a, b), rows, weight in zip(ranges, kept, weights):
+            self.fprop(x[a:b], weight, out=y[a:b], kept=rows)
+        return y, kept, weights
 
     def dgrad_groups(self, dy: Array, weights: Sequence, ranges: Ranges, out: Array) -> None:
         """`dgrad` of each expert's rows into out [N, D_in], with the weights that `forward_groups` gave."""
@@ -65,9 +71,12 @@ class Gemm:
 
     def wgrad_groups(self, dy: Array, kept: Sequence | Array, ranges: Ranges, out: Array) -> None:
         """`wgrad` of each expert into out[e]; `kept` as `forward_groups` gave it, or x itself, computed again."""
-        pieces = [kept[a:b] for _, a, b in ranges] if isinstance(kept, np.ndarray) else kept
-        for (e, a, b), x in zip(ranges, pieces):
-            self.wgrad(dy[a:b], x, out=out[e])
+        if isinstance(kept, np.ndarray):
+            for e, a, b in ranges:
+                self.wgrad_again(dy[a:b], kept[a:b], out=out[e])
+        else:
+            for (e, a, b), x in zip(ranges, kept):
+                self.wgrad(dy[a:b], x, out=out[e])
 
 
 EXACT = Gemm()
@@ -92,7 +101,9 @@ class LinearFunction(Function):
         *kept, weight = self.saved
         gemm, again, dy = self._gemm, self._again, dy.reshape(-1, dy.shape[-1])
         dx = gemm.dgrad(dy, weight).reshape(self._shape) if self.needs(0) else None
-        return dx, InPlaceThunk(lambda out: gemm.wgrad(dy, again() if again else kept[0], out=out))
+        if again:
+            return dx, InPlaceThunk(lambda out: gemm.wgrad_again(dy, again(), out=out))
+        return dx, InPlaceThunk(lambda out: gemm.wgrad(dy, kept[0], out=out))
 
 
 class GroupedLinearFunction(Function):

@@ -18,7 +18,7 @@ class RMSNormFunction(Function):
     def forward(self, x: Array, w: Array, *, eps: float) -> Array:
         require_shape("RMSNorm", "weight", w, (x.shape[-1],))
         D = x.shape[-1]
-        r = np.vecdot(x, x)[..., None]  # [..., 1]
+        r = np.vecdot(x, x)[..., None]  # [..., 1] sum of squares
         r += D * eps
         np.divide(D, r, out=r)
         np.sqrt(r, out=r)

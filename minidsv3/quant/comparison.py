@@ -8,7 +8,7 @@ import numpy as np
 
 from .blockwise import BLOCK, MX_BLOCK, Quantized, dequantize, quantize_mx, quantized
 from .formats import E4M3, E5M2, decode
-from .gemm import ByExpert, finished, loaded, stored
+from .gemm import ByExpert, finished, loaded
 from .tensorcore import tensorcore_matmul
 
 
@@ -38,8 +38,8 @@ class TensorwiseGemm(ByExpert):
         return finished(dx, dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: Quantized, out: np.ndarray | None = None) -> np.ndarray:
-        q, x = self._gradient(dy), stored(self, kept)
-        dw = self._product(Quantized(q.codes.T, q.scales), Quantized(x.codes.T, x.scales))
+        q = self._gradient(dy)
+        dw = self._product(Quantized(q.codes.T, q.scales), Quantized(kept.codes.T, kept.scales))
         return finished(dw, dy.dtype, out, bf16=False)
 
     def _gradient(self, dy: np.ndarray) -> Quantized:
@@ -85,7 +85,7 @@ class MXGemm(ByExpert):
         return finished(_mx_values(_mx(dy)) @ _mx_values(loaded(self, w).columns).T, dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: MXKept, out: np.ndarray | None = None) -> np.ndarray:
-        return finished(_mx_values(_mx(dy.T)) @ _mx_values(stored(self, kept).columns).T, dy.dtype, out, bf16=False)
+        return finished(_mx_values(_mx(dy.T)) @ _mx_values(kept.columns).T, dy.dtype, out, bf16=False)
 
 
 def _values(codes: np.ndarray) -> np.ndarray:

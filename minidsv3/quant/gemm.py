@@ -64,6 +64,9 @@ class ByExpert:
     def wgrad(self, dy: np.ndarray, kept: Any, out: np.ndarray | None = None) -> np.ndarray:
         raise NotImplementedError
 
+    def wgrad_again(self, dy: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return self.wgrad(dy, self.keep(x), out=out)
+
     def forward(self, x: np.ndarray, w: np.ndarray, keep: bool = True) -> tuple[np.ndarray, Any, Any]:
         kept, weight = self.keep(x), self.load(w)
         return self.fprop(x, weight, kept=kept), kept, weight
@@ -80,7 +83,7 @@ class ByExpert:
             self.dgrad(dy[a:b], weight, out=out[a:b])
 
     def wgrad_groups(self, dy: np.ndarray, kept: Sequence | np.ndarray, ranges: Ranges, out: np.ndarray) -> None:
-        pieces = [kept[a:b] for _, a, b in ranges] if isinstance(kept, np.ndarray) else kept
+        pieces = [self.keep(kept[a:b]) for _, a, b in ranges] if isinstance(kept, np.ndarray) else kept
         for (e, a, b), rows in zip(ranges, pieces):
             self.wgrad(dy[a:b], rows, out=out[e])
 
@@ -104,7 +107,7 @@ class BF16Gemm(ByExpert):
         return finished(_bf16_values(dy) @ decode(loaded(self, w)), dy.dtype, out)
 
     def wgrad(self, dy: np.ndarray, kept: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return finished(_bf16_values(dy).T @ decode(stored(self, kept)), dy.dtype, out, bf16=False)
+        return finished(_bf16_values(dy).T @ decode(kept), dy.dtype, out, bf16=False)
 
 
 class FP8Gemm(ByExpert):
@@ -158,6 +161,9 @@ class FP8Gemm(ByExpert):
     def wgrad(self, dy: np.ndarray, kept: Quantized | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         rows, x = self._along_tokens(dy, kept, BLOCK)
         return finished(product(turned(rows), turned(x), out), dy.dtype, out, bf16=False)
+
+    def wgrad_again(self, dy: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return self.wgrad(dy, x, out=out)  # `_along_tokens` rounds as if x had been kept, without its codes
 
     # The same for all experts at once: what is quantised lies in one piece, the products are taken one by one.
 
@@ -286,16 +292,7 @@ def _bf16_values(x: np.ndarray) -> np.ndarray:
 
 def loaded(gemm: Any, w: Any) -> Any:
     """`w` as `load` gives it: quantised now if it still is the float matrix."""
-    return gemm.load(w) if _is_float(w) else w
-
-
-def stored(gemm: Any, x: Any) -> Any:
-    """`x` as `keep` gives it, likewise."""
-    return gemm.keep(x) if _is_float(x) else x
-
-
-def _is_float(x: Any) -> bool:
-    return isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize >= 4
+    return gemm.load(w) if isinstance(w, np.ndarray) and w.dtype.kind == "f" and w.dtype.itemsize >= 4 else w
 
 
 def _rounded(y: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) -> np.ndarray:
