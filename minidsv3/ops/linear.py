@@ -101,9 +101,9 @@ class LinearFunction(Function):
         *kept, weight = self.saved
         gemm, again, dy = self._gemm, self._again, dy.reshape(-1, dy.shape[-1])
         dx = gemm.dgrad(dy, weight).reshape(self._shape) if self.needs(0) else None
-        if again:
-            return dx, InPlaceThunk(lambda out: gemm.wgrad_again(dy, again(), out=out))
-        return dx, InPlaceThunk(lambda out: gemm.wgrad(dy, kept[0], out=out))
+        return dx, InPlaceThunk(
+            lambda out: gemm.wgrad_again(dy, again(), out) if again else gemm.wgrad(dy, kept[0], out)
+        )
 
 
 class GroupedLinearFunction(Function):
