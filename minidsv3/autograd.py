@@ -230,7 +230,14 @@ class Function:
 
     def needs(self, index: int) -> bool:
         """Whether the gradient of positional input `index` is wanted."""
-        return self._needs[index]
+        return bool(self._needs) and self._needs[index]
+
+    def again(self) -> Thunk | None:
+        """A function that makes the output once more, for less than a gemm, from what is saved; None: there is none.
+
+        A linear layer that has the output for its input then need not keep it (V3 report, section 3.2.3).
+        """
+        return None
 
     @classmethod
     def apply(cls, *inputs: Any, **constants: Any) -> Any:

@@ -8,13 +8,14 @@ from small_runs import batch, model_config, new_model
 
 from minidsv3 import ModelConfig, Transformer
 from minidsv3.accounting.activations import PRECISIONS, Kept, Shape, kept_arrays, total_bytes
-from minidsv3.autograd import Checkpoint, Tensor, backward, observing, trace
-from minidsv3.model.moe import LocalTokenDispatcher, Routing
+from minidsv3.autograd import Checkpoint, Function, Tensor, backward, observing, replacing, trace
+from minidsv3.model.moe import Routing
 from minidsv3.ops.attention import attention
 from minidsv3.ops.linear import grouped_linear, linear
 from minidsv3.ops.loss import cross_entropy
+from minidsv3.ops.norm import RMSNormFunction
 from minidsv3.ops.rope import rope
-from minidsv3.ops.routing import gate_scores, gate_weights
+from minidsv3.ops.routing import PermuteFunction, gate_scores, gate_weights
 from minidsv3.ops.shape import add, concat_last, reshape, split_last
 from minidsv3.ops.swiglu import swiglu
 from minidsv3.quant.recipe import recipe_for
@@ -72,6 +73,17 @@ def activations(op, name):
     if name == "GroupedLinear":
         return saved[len(op._ranges) :]  # one weight for each expert that has rows
     return (saved[0], saved[2]) if name == "RMSNorm" and saved else saved
+
+
+class Sent(PermuteFunction):
+    """Rows that came over a network: nobody makes them again, and their tokens stayed behind."""
+
+    again = Function.again  # not at all
+
+    def forward(self, x, *, token_of_row, row_of_slot):
+        rows = super().forward(x, token_of_row=token_of_row, row_of_slot=row_of_slot)
+        self.save(row_of_slot)
+        return rows
 
 
 def record(B, S, run):
@@ -187,7 +199,7 @@ def test_recomputation_of_the_report_keeps_what_the_formula_says(name):
     for run in (lambda layer, x, rotation: layer(x, rotation), report_layer):
         tape, start = Tape(), Tensor(x, requires_grad=True)
         model_gradients = []
-        with observing(tape):
+        with observing(tape), replacing(PermuteFunction, Sent):
             h = start
             for layer in model.layers:
                 h, _ = run(layer, h, rotation)
@@ -217,7 +229,7 @@ def test_recomputation_of_the_report_in_an_mtp_module():
     def join(h, embedded):
         return module.eh_proj(concat_last(module.enorm(embedded), module.hnorm(h)))
 
-    with observing(tape):
+    with observing(tape), replacing(PermuteFunction, Sent):
         x = Checkpoint.apply(h, embedded, run=join)
         x, _ = report_layer(module.layer, x, model.rotation(0, S - 1))
         module.shared_head.norm(x)
@@ -258,14 +270,13 @@ def test_fp8_caching_is_what_the_recipe_keeps():
     """The real FP8 recipe on the tape: inputs of linears and of SwiGLU, codes and scales; rows stay as if sent."""
     cfg, (B, S) = model_config(num_nextn_predict_layers=0, hidden_size=160, v_head_dim=50), (2, 33)
 
-    class OneWay(LocalTokenDispatcher):
-        def dispatch(self, *args):
-            rows, handle = super().dispatch(*args)
-            return rows, handle._replace(again=None)
+    class Norm(RMSNormFunction):
+        again = Function.again
 
-    model = Transformer(cfg, recipe_for("fp8"), OneWay(cfg.n_routed_experts))
+    model = Transformer(cfg, recipe_for("fp8"))
     model.init_weights(np.random.default_rng(0))
-    tape = record(B, S, model.loss)
+    with replacing(RMSNormFunction, Norm), replacing(PermuteFunction, Sent):
+        tape = record(B, S, model.loss)
     kept = {}
     for op in tape.ops:
         name = type(op).__name__.removesuffix("Function")

@@ -5,6 +5,9 @@ import pytest
 
 from minidsv3.autograd import Tensor, backward
 from minidsv3.ops.linear import Gemm, GroupedLinearFunction, LinearFunction, grouped_linear, linear
+from minidsv3.ops.norm import rms_norm
+from minidsv3.ops.routing import permute
+from minidsv3.ops.swiglu import swiglu
 from minidsv3.quant.blockwise import Quantized, dequantize, quantize_blocks, quantize_mx, quantize_tiles, quantized
 from minidsv3.quant.comparison import MXGemm, TensorwiseGemm
 from minidsv3.quant.formats import BF16, E5M2, E5M6, round_to
@@ -136,7 +139,8 @@ def test_grouped_linear_equals_each_expert_alone(name, D_out):
     x, weight = Tensor(X, requires_grad=True), Tensor(w, requires_grad=True)
     y = grouped_linear(x, weight, rows, gemm)
     dx, thunk = y._op.backward(dy)
-    dw, dw_again = thunk(), grouped_linear(x, weight, rows, gemm, lambda: X)._op.backward(dy)[1]()
+    again = GroupedLinearFunction.apply(x, weight, rows_per_expert=rows, gemm=gemm, again=lambda: X)
+    dw, dw_again = thunk(), again._op.backward(dy)[1]()
     starts = np.cumsum([0, *rows])
     assert not dw[1].any()
     np.testing.assert_array_equal(dw_again, dw)
@@ -153,7 +157,7 @@ def test_grouped_linear_equals_each_expert_alone(name, D_out):
 def test_linear_uses_the_three_products(name):
     """`forward` is keep, load and fprop in one; the weight gradient of x computed again is that of x kept."""
     x, w = Tensor(X, requires_grad=True), Tensor(W, requires_grad=True)
-    plain, again = linear(x, w, GEMMS[name]), linear(x, w, GEMMS[name], lambda: X)
+    plain, again = linear(x, w, GEMMS[name]), LinearFunction.apply(x, w, gemm=GEMMS[name], again=lambda: X)
     y, dx, dw = products(GEMMS[name])
     for z in (plain, again):
         got_dx, thunk = z._op.backward(DY)
@@ -175,11 +179,27 @@ def test_groups_take_float64_and_no_rows_at_all(name):
     assert none.shape == (0, D_OUT) and dx.shape == (0, D_IN) and not thunk().any()
 
 
-def test_linear_with_again_keeps_nothing_of_its_input():
-    x, w = Tensor(X, requires_grad=True), Tensor(W, requires_grad=True)
-    plain, again = linear(x, w), linear(x, w, again=lambda: X)
-    assert len(again._op.saved) == 1 and len(plain._op.saved) == 2
-    np.testing.assert_array_equal(again._op.backward(DY)[1](), plain._op.backward(DY)[1]())
+@pytest.mark.parametrize("name", GEMMS)
+@pytest.mark.parametrize("maker", ["norm", "swiglu", "permute"])
+def test_input_that_can_be_made_again_is_not_kept(maker, name):
+    """The same gradient bits as of a layer that keeps its input, before and after the maker has gone."""
+    T, D, rows = 50, 2 * D_IN if maker == "swiglu" else D_IN, np.array([28, 0, 22])
+    order = RNG.permutation(T)
+    source = Tensor(RNG.standard_normal((T, D)).astype(np.float32), requires_grad=True)
+    made = {
+        "norm": lambda: rms_norm(source, Tensor(np.linspace(0.5, 2, D, dtype=np.float32), requires_grad=True), 1e-6),
+        "swiglu": lambda: swiglu(source),
+        "permute": lambda: permute(source, order, np.argsort(order)[:, None]),
+    }[maker]()
+    w, dy = RNG.standard_normal((3, D_OUT, D_IN)).astype(np.float32), RNG.standard_normal((T, D_OUT)).astype(np.float32)
+    one, many = Tensor(w[0], requires_grad=True), Tensor(w, requires_grad=True)
+    ops = [linear(made, one, GEMMS[name])._op, grouped_linear(made, many, rows, GEMMS[name])._op]
+    kept = Tensor(made.data, requires_grad=True)
+    keepers = [linear(kept, one, GEMMS[name])._op, grouped_linear(kept, many, rows, GEMMS[name])._op]
+    assert [len(op.saved) for op in keepers] == [2, 4] and [len(op.saved) for op in ops] == [1, 2]
+    for op, keeper in zip(ops, keepers):
+        made._op.backward(made.data)  # SwiGLU shares with it what it made again
+        np.testing.assert_array_equal(op.backward(dy)[1](), keeper.backward(dy)[1]())
 
 
 def test_exact_gemm_of_the_ops_has_the_same_interface():

@@ -208,7 +208,10 @@ def _ffn(cfg: ModelConfig, T: int, layer: int, again: bool) -> Iterator[Row]:
     F, N = cfg.moe_intermediate_size, T * K
     yield "Linear", "ffn_in", T, D, "stream"  # the gate's input, in high precision
     yield from _gate(cfg, T)
-    if not again:
+    if again:
+        yield "Permute", "ffn_in", T, D, "stream"
+        yield "Permute", "token_of_row", N, 1, "index"
+    else:
         yield "GroupedLinear", "rows", N, D, "linear"
     yield "SwiGLU", "experts.gate_up", N, 2 * F, "linear"
     if not again:

@@ -20,11 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import plots
-from ..autograd import OpEvent, backward, no_grad, observing, replacing
+from ..autograd import Function, OpEvent, backward, no_grad, observing, replacing
 from ..config import ModelConfig, TrainConfig
 from ..data import ByteTokenizer, load_corpus, split_documents, validation_windows
 from ..model.transformer import Transformer
-from ..ops.linear import GroupedLinearFunction, LinearFunction
+from ..ops.norm import RMSNormFunction
+from ..ops.routing import PermuteFunction
+from ..ops.swiglu import SwiGLUFunction
 from ..quant import figures
 from ..quant.experiments import DISTRIBUTIONS, accumulation_error, interval_prices, tile_against_block
 from ..quant.logfmt import compared
@@ -116,10 +118,10 @@ def logfmt(out: Path, args: argparse.Namespace) -> None:
 def memory(out: Path, args: argparse.Namespace) -> None:
     """nbytes of the arrays that `save` holds, a token of `tiny`, by kind of op."""
     saved = {precision: saved_bytes(precision) for precision in ("fp32", "bf16", "fp8")}
-    as_it_runs = sum(saved_bytes("fp32", again=True).values())
-    print(
-        f"fp32 that makes again what costs no gemm keeps {as_it_runs:,.0f} of {sum(saved['fp32'].values()):,.0f} bytes"
-    )
+    whole = sum(saved["fp32"].values())
+    for precision in saved:
+        as_it_runs = sum(saved_bytes(precision, again=True).values())
+        print(f"{precision}, making again what costs no gemm, keeps {as_it_runs:,.0f} bytes, {as_it_runs / whole:.0%}")
     figure, (ax,) = plots.new_figure(panel=(8.0, 4.0))
     with plots.style():
         figures.saved_memory(ax, saved)
@@ -129,21 +131,15 @@ def memory(out: Path, args: argparse.Namespace) -> None:
         print(f"dispatch of a token of 7,168 in {name}: {7168 * bytes_per_number:,.0f} bytes")
 
 
-class _Linear(LinearFunction):
-    """A stand-in: it is not told that its input can be made again, so it keeps it."""
-
-
-class _GroupedLinear(GroupedLinearFunction):
-    """Likewise."""
-
-
-def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool | None = None) -> dict[str, float]:
+def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool = False) -> dict[str, float]:
     """Bytes a token that one forward pass of `tiny` keeps, each array once; float32 weights are not counted.
 
-    `again` says whether a linear layer may count on its input being made again; by default only FP8's may, which is
-    the report's way with SwiGLU.
+    `again`: inputs of linear layers that can be made again are not kept, as in training. Else that holds for FP8's
+    SwiGLU alone, which is part of the report's recipe.
     """
-    again = precision == "fp8" if again is None else again
+    makers: list[type[Function]] = [] if again else [RMSNormFunction, PermuteFunction]
+    if not again and precision != "fp8":
+        makers.append(SwiGLUFunction)
     model = Transformer(ModelConfig.preset("tiny"), recipe_for(precision))
     model.init_weights(np.random.default_rng(0))
     places = {
@@ -171,9 +167,8 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool 
 
     tokens = np.random.default_rng(0).integers(0, 257, (shape[0], shape[1] + 1))
     with observing(look), ExitStack() as stack:
-        if not again:
-            stack.enter_context(replacing(LinearFunction, _Linear))
-            stack.enter_context(replacing(GroupedLinearFunction, _GroupedLinear))
+        for maker in makers:
+            stack.enter_context(replacing(maker, type(f"_{maker.__name__}", (maker,), {"again": Function.again})))
         model.loss(tokens[:, :-1], tokens[:, 1:])
     return {kind: size / (shape[0] * shape[1]) for kind, size in kinds.items()}
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..autograd import Array, Parameter, Tensor, Thunk
+from ..autograd import Array, Parameter, Tensor
 from ..config import ModelConfig
 from ..ops.linear import EXACT, Gemm, embedding, linear
 from ..ops.norm import rms_norm
 from ..ops.shape import rounded
-from ..ops.swiglu import Store, recomputable_swiglu
+from ..ops.swiglu import Store, swiglu
 from .module import Module
 
 
@@ -46,8 +46,8 @@ class Linear(Module):
         self.weight = Parameter((out_features, in_features))
         self._gemm = gemm
 
-    def forward(self, x: Tensor, again: Thunk | None = None) -> Tensor:
-        return linear(x, self.weight, self._gemm, again)
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self._gemm)
 
 
 class RMSNorm(Module):
@@ -84,5 +84,4 @@ class MLP(Module):
         self._store = recipe.store("swiglu") if recipe else None
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, again = recomputable_swiglu(linear(x, self.gate_up, self._gemm), self._store)
-        return self.down_proj(hidden, again)
+        return self.down_proj(swiglu(linear(x, self.gate_up, self._gemm), self._store))

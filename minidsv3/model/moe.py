@@ -14,17 +14,16 @@ Simplified against the real system: nothing is dropped, and all experts of a lay
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..autograd import Array, Parameter, ParameterPart, Tensor, Thunk, is_replaced
+from ..autograd import Array, Parameter, ParameterPart, Tensor
 from ..config import ModelConfig
 from ..ops.linear import grouped_linear, linear
-from ..ops.routing import PermuteFunction, gate_scores, gate_weights, permute, select_experts, unpermute
+from ..ops.routing import gate_scores, gate_weights, permute, select_experts, unpermute
 from ..ops.shape import add, reshape
-from ..ops.swiglu import recomputable_swiglu
+from ..ops.swiglu import swiglu
 from .layers import MLP, Recipe, gemm_of
 from .module import Module
 
@@ -49,8 +48,8 @@ class Dispatcher(Protocol):
     def dispatch(self, x: Tensor, topk_idx: Array, topk_weight: Tensor) -> tuple[Tensor, Any]:
         """Rows sorted by expert [N, D], and a handle for the way back.
 
-        The handle says which `experts` they are for (an index into the E experts, None for all), their number for
-        each, `rows_per_expert`, and, if they can be had `again` without a message, how (a function, or None).
+        The handle says which `experts` they are for (an index into the E experts, None for all) and their number for
+        each, `rows_per_expert`.
         """
         ...
 
@@ -67,7 +66,6 @@ class LocalHandle(NamedTuple):
     row_of_slot: Array  # int64 [T, K]
     topk_weight: Tensor  # [T, K]
     experts: None = None  # all of them
-    again: Thunk | None = None  # gathers the rows once more
 
 
 class LocalTokenDispatcher:
@@ -85,8 +83,7 @@ class LocalTokenDispatcher:
         row_of_slot[slot_of_row] = np.arange(T * K, dtype=np.int64)
         rows_per_expert = np.bincount(topk_idx.reshape(-1), minlength=self._E)
         token_of_row, row_of_slot = slot_of_row // K, row_of_slot.reshape(T, K)
-        again = None if is_replaced(PermuteFunction) else partial(np.take, x.data, token_of_row, axis=0)
-        handle = LocalHandle(rows_per_expert, token_of_row, row_of_slot, topk_weight, again=again)
+        handle = LocalHandle(rows_per_expert, token_of_row, row_of_slot, topk_weight)
         return permute(x, token_of_row, row_of_slot), handle
 
     def combine(self, rows: Tensor, handle: LocalHandle) -> Tensor:
@@ -139,14 +136,11 @@ class Experts(Module):
 
         self._held: dict[Any, tuple[Parameter, Parameter]] = {}
 
-    def forward(
-        self, rows: Tensor, rows_per_expert: Array, experts: Any = None, rows_again: Thunk | None = None
-    ) -> Tensor:
-        """`experts` and `rows_again` as a dispatcher's handle has them."""
+    def forward(self, rows: Tensor, rows_per_expert: Array, experts: Any = None) -> Tensor:
+        """`experts` as a dispatcher's handle has it."""
         gate_up, down = self.held(experts)
-        gate_up_rows = grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up, rows_again)  # [N, 2F]
-        hidden, again = recomputable_swiglu(gate_up_rows, self._store)  # [N, F]
-        return grouped_linear(hidden, down, rows_per_expert, self._gemm_down, again)
+        hidden = swiglu(grouped_linear(rows, gate_up, rows_per_expert, self._gemm_up), self._store)  # [N, F]
+        return grouped_linear(hidden, down, rows_per_expert, self._gemm_down)
 
     def held(self, experts: slice | Array | None) -> tuple[Parameter, Parameter]:
         """gate_up and down of some experts, the same objects at each call: what one rank holds (None: all)."""
@@ -179,7 +173,7 @@ class MoE(Module):
         tokens = reshape(x, (-1, x.shape[-1]))  # [T, D]
         routing = self.gate(tokens)
         rows, handle = self._dispatcher.dispatch(tokens, routing.topk_idx, routing.topk_weight)  # [N, D]
-        y = self.experts(rows, handle.rows_per_expert, handle.experts, handle.again)  # [N, D]
+        y = self.experts(rows, handle.rows_per_expert, handle.experts)  # [N, D]
         y = self._dispatcher.combine(y, handle)  # [T, D]
         if self._has_shared:
             y = add(y, self.shared_experts(tokens))

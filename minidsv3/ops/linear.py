@@ -3,14 +3,14 @@
 A linear layer is three gemms: ``y = x w^T`` forward (fprop), ``dx = dy w`` (dgrad) and ``dw = dy^T x`` (wgrad). They
 are asked of a *gemm* object, so that a precision recipe can put other arithmetic in their place: `keep(x)` says what
 is stored for the weight gradient, `load(w)` in which form the weight is used, the others compute. `Gemm` here is the
-exact one. An input that can be made again for less than a gemm is not kept: `again` makes it in the backward pass.
+exact one. An input that its op can make again for less than a gemm (`Function.again`) is not kept.
 
 The weight gradient is returned as a thunk: the engine runs it at once, or later (zero-bubble pipelines).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Array, Function, InPlaceThunk, Tensor, Thunk, is_replaced
-from .norm import RMSNormFunction
 from .shape import require_shape
 
 Ranges = list[tuple[int, int, int]]  # (expert, first row, end row) of every expert that has rows
@@ -85,7 +84,7 @@ EXACT = Gemm()
 class LinearFunction(Function):
     """``y = x w^T`` over the last axis; x [..., D_in], w [D_out, D_in] -> [..., D_out].
 
-    With `again`, a function that computes x once more, nothing of x is kept: the weight gradient calls it.
+    With `again`, a function that computes the rows of x once more, nothing of x is kept: the weight gradient calls it.
     """
 
     def forward(self, x: Array, w: Array, *, gemm: Gemm = EXACT, again: Thunk | None = None) -> Array:
@@ -171,33 +170,27 @@ def _ranges(rows_per_expert: Array) -> Ranges:
     return [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops)) if b > a]
 
 
-def _if_known(op: type[Function], again: Thunk | None) -> dict[str, Thunk]:
-    """`again` as a constant of the op; a replacement is not asked to know it, and keeps its input."""
-    return {"again": again} if again and not is_replaced(op) else {}
+def _again(x: Tensor | Array, op: type[Function]) -> dict[str, Thunk]:
+    """How `op` can have its input made again, as its constant; a replacement is not asked to know it, and keeps x."""
+    maker = x.made_by if isinstance(x, Tensor) else None
+    again = maker.again() if maker and not is_replaced(op) else None
+    return {"again": partial(_rows, again)} if again else {}
 
 
-def _rows_of_norm(again: Callable[..., Array], *saved: Array) -> Array:
-    y = again(*saved)
-    return y.reshape(-1, y.shape[-1])
+def _rows(again: Thunk) -> Array:
+    x = again()
+    return x.reshape(-1, x.shape[-1])
 
 
-def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT, again: Thunk | None = None) -> Tensor:
-    """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]; `again` makes the rows of x once more.
-
-    What RMSNorm made is made again without asking, where it would be kept in full.
-    """
-    norm = getattr(x, "made_by", None)  # arrays have none
-    if gemm is EXACT and isinstance(norm, RMSNormFunction):
-        again = partial(_rows_of_norm, norm.again, *norm.saved)
-    return LinearFunction.apply(x, w, gemm=gemm, **_if_known(LinearFunction, again))
+def linear(x: Tensor, w: Tensor, gemm: Gemm = EXACT) -> Tensor:
+    """``x w^T``: [..., D_in], [D_out, D_in] -> [..., D_out]."""
+    return LinearFunction.apply(x, w, gemm=gemm, **_again(x, LinearFunction))
 
 
-def grouped_linear(
-    x: Tensor, w: Tensor, rows_per_expert: Array, gemm: Gemm = EXACT, again: Thunk | None = None
-) -> Tensor:
-    """Rows [N, D_in] sorted by expert, weights [E, D_out, D_in] -> [N, D_out]; `again` makes the rows once more."""
-    constants = {"rows_per_expert": rows_per_expert, "gemm": gemm} | _if_known(GroupedLinearFunction, again)
-    return GroupedLinearFunction.apply(x, w, **constants)
+def grouped_linear(x: Tensor, w: Tensor, rows_per_expert: Array, gemm: Gemm = EXACT) -> Tensor:
+    """Rows [N, D_in] sorted by expert, weights [E, D_out, D_in] -> [N, D_out]."""
+    again = _again(x, GroupedLinearFunction)
+    return GroupedLinearFunction.apply(x, w, rows_per_expert=rows_per_expert, gemm=gemm, **again)
 
 
 def embedding(w: Tensor, tokens: Array) -> Tensor:

@@ -6,6 +6,8 @@ the part of g along x is taken out, because the length of x does not matter to y
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ..autograd import Array, Function, Tensor, Thunk
@@ -23,13 +25,10 @@ class RMSNormFunction(Function):
         np.divide(D, r, out=r)
         np.sqrt(r, out=r)
         self.save(x, w, r)
-        return self.again(x, w, r)  # w x r
+        return _scaled(x, w, r)
 
-    def again(self, x: Array, w: Array, r: Array) -> Array:
-        """The output from what is kept of it: a linear layer behind need not keep it too (V3 report, section 3.2.3)."""
-        y = x * r
-        y *= w
-        return y
+    def again(self) -> Thunk:
+        return partial(_scaled, *self.saved)
 
     def backward(self, dy: Array) -> tuple[Array, Thunk]:
         x, w, r = self.saved
@@ -42,6 +41,12 @@ class RMSNormFunction(Function):
         dx -= x * along
         dx *= r
         return dx, lambda: r.reshape(-1) @ products.reshape(-1, D)
+
+
+def _scaled(x: Array, w: Array, r: Array) -> Array:
+    y = x * r
+    y *= w
+    return y
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:

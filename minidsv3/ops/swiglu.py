@@ -1,8 +1,8 @@
 """SwiGLU: ``silu(gate) * up`` with ``silu(a) = a sigmoid(a)``; gate and up come side by side from one gemm.
 
 Only the input is kept for the backward pass. The output, which the linear layer behind would keep for its weight
-gradient, is made again from it there (V3 report, section 3.2.3; `recomputable_swiglu`), and the FP8 recipe keeps the
-input itself in one byte (section 3.3.3).
+gradient, is made again from it there (V3 report, section 3.2.3), and the FP8 recipe keeps the input itself in one byte
+(section 3.3.3).
 """
 
 from __future__ import annotations
@@ -36,25 +36,22 @@ class Store(Protocol):
 
 
 class SwiGLUFunction(Function):
-    """gate_up [..., 2F] -> [..., F]; `kept` is what `store` keeps of gate_up, without them gate_up itself is kept."""
+    """gate_up [..., 2F] -> [..., F]; gate_up is kept in `store`, as it is without."""
 
     _parts: tuple[Array, Array, Array] | None = None
 
-    def forward(self, gate_up: Array, *, store: Store | None = None, kept: Any = None) -> Array:
+    def forward(self, gate_up: Array, *, store: Store | None = None) -> Array:
         if gate_up.shape[-1] % 2:
             raise ValueError(f"SwiGLU: last axis of {gate_up.shape} is not even: it holds gate and up")
         self._store, self._shape, self._dtype = store, gate_up.shape, gate_up.dtype
-        self.save(gate_up if store is None else kept)
+        self.save(store.keep(gate_up) if store is not None and self.needs(0) else gate_up)
         F = gate_up.shape[-1] // 2
         _, y = _twice_sigmoid_and_silu(gate_up[..., :F])
         y *= gate_up[..., F:]
         return y
 
-    def again(self, kept: Any) -> Array:
-        """The output once more, as rows [N, F]; what it shares with the backward pass is left for that."""
-        gate_up, _, silu = self._parts = self._from(kept)
-        F = silu.shape[-1]
-        return (silu * gate_up[..., F:]).reshape(-1, F)
+    def again(self) -> Thunk:
+        return partial(self._output, *self.saved)
 
     def backward(self, dy: Array) -> Array:
         gate_up, s, silu = self._parts or self._from(self.saved[0])
@@ -68,6 +65,11 @@ class SwiGLUFunction(Function):
         s *= gate_up[..., F:]
         np.multiply(dy, s, out=dx[..., :F])
         return dx
+
+    def _output(self, kept: Any) -> Array:
+        """The output once more; what it shares with the backward pass is left for that."""
+        gate_up, _, silu = self._parts = self._from(kept)
+        return silu * gate_up[..., silu.shape[-1] :]
 
     def _from(self, kept: Any) -> tuple[Array, Array, Array]:
         """gate_up, and twice the sigmoid and the silu of its gate."""
@@ -90,20 +92,7 @@ def _twice_sigmoid_and_silu(x: Array) -> tuple[Array, Array]:
     return twice, silu
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """``silu(gate) * up`` of [..., gate | up]."""
-    return SwiGLUFunction.apply(gate_up)
-
-
-def recomputable_swiglu(gate_up: Tensor, store: Store | None) -> tuple[Tensor, Thunk | None]:
-    """`swiglu` whose input is kept in `store` (None: as it is), and a function that makes the output once more.
-
-    The linear layer behind it then keeps nothing. None where another op stands in for SwiGLU: only its own output will
-    do, and is kept.
-    """
-    if is_replaced(SwiGLUFunction):
-        return swiglu(gate_up), None
-    kept = gate_up.data if store is None else store.keep(gate_up.data)
-    y = SwiGLUFunction.apply(gate_up, store=store, kept=kept)
-    op = y.made_by
-    return y, partial(op.again, kept) if isinstance(op, SwiGLUFunction) else None
+def swiglu(gate_up: Tensor, store: Store | None = None) -> Tensor:
+    """``silu(gate) * up`` of [..., gate | up], which is kept in `store`; a replacement is not asked to know it."""
+    constants = {"store": store} if store is not None and not is_replaced(SwiGLUFunction) else {}
+    return SwiGLUFunction.apply(gate_up, **constants)

@@ -47,7 +47,6 @@ class Handle(NamedTuple):
     experts: Any  # which experts they are: a slice, or (with redundant experts) an index array
     route: Route
     weight: Tensor  # [T, K] at the source; of each row [N] where sums are taken on the way
-    again: None = None  # no second message for the same rows
 
 
 class AllToAllTokenDispatcher:
