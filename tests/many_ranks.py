@@ -4,10 +4,22 @@ import numpy as np
 
 from minidsv3.autograd import Function, Tensor, backward
 from minidsv3.model.moe import LocalTokenDispatcher
-from minidsv3.parallel.comm import Ledgered, SimCommunicator
+from minidsv3.parallel.comm import Parts, SimCommunicator
 from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.wire import EXACT
+
+
+def uneven_parts(R, width=3, seed=0):
+    """Parts of every rank, of different sizes, some empty; each row says where it comes from and goes to."""
+    rng = np.random.default_rng(seed)
+    send = {}
+    for s in range(R):
+        counts = rng.integers(0, 4, R)
+        rows = [[100 * s + d, n, 7] for d in range(R) for n in range(counts[d])]
+        send[s] = Parts(np.array(rows, dtype=np.int32).reshape(-1, width), counts)
+    return send
 
 
 class Dot(Function):

@@ -8,8 +8,9 @@ from reference_model import odd_config
 from minidsv3.autograd import Checkpoint, GradientBuffer, Tensor, backward
 from minidsv3.model.moe import LocalTokenDispatcher, MoE
 from minidsv3.ops.routing import select_experts
-from minidsv3.parallel.comm import Ledgered, RankError, SimCommunicator
+from minidsv3.parallel.comm import RankError, SimCommunicator
 from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.wire import EXACT, LOW_LATENCY, NORMAL
 from minidsv3.quant.blockwise import dequantize, quantize_tiles

@@ -27,8 +27,9 @@ from minidsv3.hardware.messages import (
 )
 from minidsv3.hardware.specs import quantity
 from minidsv3.ops.routing import select_experts
-from minidsv3.parallel.comm import Ledgered, LedgerRow, SimCommunicator
+from minidsv3.parallel.comm import SimCommunicator
 from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
+from minidsv3.parallel.ledger import Ledgered, LedgerRow
 from minidsv3.parallel.ranks import Ranks
 
 

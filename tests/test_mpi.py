@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_runs import digests, environment, python, write_text
 
-from minidsv3.parallel.comm import read_ledger_csv
+from minidsv3.parallel.ledger import read_ledger_csv
 from minidsv3.train.checkpoint import checkpoints
 
 pytest.importorskip("mpi4py")
@@ -75,7 +75,7 @@ from minidsv3.parallel.comm import Parts, RankError, SimCommunicator
 from minidsv3.parallel.mpi import MPICommunicator
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.quant.formats import BF16, E4M3
-from test_comm import uneven
+from many_ranks import uneven_parts
 
 R = 8
 mpi, sim = MPICommunicator(R, 2, timeout=30), SimCommunicator(R, 2)
@@ -94,7 +94,7 @@ def equal(got, expected):
 
 rng = np.random.default_rng(0)
 for seed in range(3):
-    send = uneven(R, seed=seed)
+    send = uneven_parts(R, seed=seed)
     equal(mpi.all_to_all_v(local(send), "a"), sim.all_to_all_v(send, "a"))
 for dtype in (BF16, E4M3, np.float64, np.uint8):
     counts = {r: rng.integers(0, 5, R) for r in range(R)}
@@ -129,7 +129,7 @@ for r, got in zip(mine, ranks.run(ring)):
     assert got.dtype == BF16 and got.shape == (2, 3) and (got.astype(np.float32) == (r - 3) % R).all()
 
 try:  # a corrupted size is found before it is sent
-    bad = local(uneven(R))
+    bad = local(uneven_parts(R))
     bad[mine[0]] = Parts(bad[mine[0]].rows, bad[mine[0]].counts + 1)
     mpi.all_to_all_v(bad, "dispatch")
 except RankError as error:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from minidsv3.parallel.comm import Ledgered, Parts, SimCommunicator
+from minidsv3.parallel.comm import Parts, SimCommunicator
 from minidsv3.parallel.figures import load_of_gpus, node_limits, traffic_matrix
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.plots import description, new_figure
 
 

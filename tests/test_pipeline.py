@@ -11,7 +11,8 @@ from minidsv3.ops.linear import linear
 from minidsv3.ops.loss import cross_entropy
 from minidsv3.ops.shape import add
 from minidsv3.ops.swiglu import swiglu
-from minidsv3.parallel.comm import Ledgered, RankError, SimCommunicator
+from minidsv3.parallel.comm import RankError, SimCommunicator
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.parallel.pipeline import run
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.schedules import Schedule, build, peak_live

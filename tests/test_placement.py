@@ -7,8 +7,9 @@ from many_ranks import Case, Dot
 from minidsv3.autograd import GradientBuffer, Parameter, Tensor, backward
 from minidsv3.model.moe import LocalTokenDispatcher
 from minidsv3.ops.linear import grouped_linear
-from minidsv3.parallel.comm import Ledgered, SimCommunicator
+from minidsv3.parallel.comm import SimCommunicator
 from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.parallel.placement import Placement, load_of_gpu, place, sum_replica_gradients
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.wire import EXACT, NORMAL

@@ -6,9 +6,10 @@ from small_runs import digests, model_config, train_config, write_text
 
 from minidsv3.commands import main
 from minidsv3.model.moe import LocalTokenDispatcher
-from minidsv3.parallel.comm import Ledgered, Parts, RankError, SimCommunicator
+from minidsv3.parallel.comm import Parts, RankError, SimCommunicator
 from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
 from minidsv3.parallel.faults import Fault, Faulty
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.train import trainer as module
 from minidsv3.train.checkpoint import checkpoints

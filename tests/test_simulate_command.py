@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from minidsv3.commands import main
-from minidsv3.parallel.comm import Ledger
+from minidsv3.parallel.ledger import Ledger
 
 
 def simulate(capsys, *words):

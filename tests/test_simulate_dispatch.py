@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidsv3.commands import main
-from minidsv3.parallel.comm import read_ledger_csv
+from minidsv3.parallel.ledger import read_ledger_csv
 from minidsv3.train.routing import RoutingRecorder
 
 

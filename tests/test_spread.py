@@ -12,8 +12,9 @@ from minidsv3.config import ModelConfig, replace_settings
 from minidsv3.generation.load import load_run
 from minidsv3.model.moe import LocalTokenDispatcher
 from minidsv3.model.transformer import Transformer
-from minidsv3.parallel.comm import Ledgered, SimCommunicator, read_ledger_csv
+from minidsv3.parallel.comm import SimCommunicator
 from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
+from minidsv3.parallel.ledger import Ledgered, read_ledger_csv
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.wire import EXACT, NORMAL
 from minidsv3.train import trainer as module

@@ -7,7 +7,8 @@ from minidsv3.autograd import backward
 from minidsv3.config import ModelConfig
 from minidsv3.model.stages import cut, layers_of_stage
 from minidsv3.model.transformer import Transformer
-from minidsv3.parallel.comm import Ledgered, SimCommunicator
+from minidsv3.parallel.comm import SimCommunicator
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.parallel.pipeline import GroupedDispatcher, run
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.schedules import build

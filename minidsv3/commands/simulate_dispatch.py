@@ -19,7 +19,8 @@ from ..autograd import Array
 from ..config import PRESETS, ModelConfig
 from ..ops.routing import select_experts
 from ..parallel import figures
-from ..parallel.comm import Ledger, Ledgered, SimCommunicator
+from ..parallel.comm import SimCommunicator
+from ..parallel.ledger import Ledger, Ledgered
 from ..parallel.placement import load_of_gpu, place
 from ..parallel.routes import back, multicast, plan, sum_back
 from ..parallel.wire import NORMAL, WIRES, Wire

@@ -21,7 +21,7 @@ from ..hardware.clock import Clock, Setup, Step, constants, step
 from ..hardware.kernels import shape_of
 from ..hardware.messages import LIMITED_TO_FOUR, Links, Traffic, ledger_seconds, straggler_seconds
 from ..hardware.specs import FABRICS
-from ..parallel.comm import read_ledger_csv
+from ..parallel.ledger import read_ledger_csv
 from ..parallel.schedules import SCHEDULES, build
 from ..parallel.timeline import timeline
 from .simulated_machine import NETWORKS, add_machine_arguments, gate_traffic, machine, traced_traffic

@@ -15,9 +15,10 @@ from ..config import PRECISIONS, PRESETS, ModelConfig, TrainConfig, replace_sett
 from ..hardware.trace import Span, write_trace
 from ..model.moe import LocalTokenDispatcher
 from ..ops.plain import using_plain_ops
-from ..parallel.comm import Ledgered, RankError, SimCommunicator
+from ..parallel.comm import RankError, SimCommunicator
 from ..parallel.dispatcher import AllToAllTokenDispatcher
 from ..parallel.faults import KINDS, Fault, Faulty
+from ..parallel.ledger import Ledgered
 from ..parallel.ranks import Ranks
 from ..parallel.wire import WIRES
 from ..plots import description, new_figure, save, style

@@ -179,7 +179,7 @@ def ledger_seconds(rows: Iterable[Any], links: Links) -> dict[str, float]:
     ----------
     rows : iterable
         Each with `operation`, `source`, `destination`, `link` ('local', 'NVLink' or 'InfiniBand'), `bytes` and
-        `seconds` (virtual time that a straggler comes late), as `parallel.comm.Ledger.rows` gives them.
+        `seconds` (virtual time that a straggler comes late), as `parallel.ledger.Ledger.rows` gives them.
     links : Links
 
     Returns

@@ -17,8 +17,9 @@ from minidsv3.config import ModelConfig, TrainConfig, replace_settings
 from minidsv3.model.moe import LocalTokenDispatcher
 from minidsv3.model.transformer import Transformer
 from minidsv3.ops.routing import select_experts
-from minidsv3.parallel.comm import Ledgered, SimCommunicator
+from minidsv3.parallel.comm import SimCommunicator
 from minidsv3.parallel.dispatcher import AllToAllTokenDispatcher
+from minidsv3.parallel.ledger import Ledgered
 from minidsv3.parallel.ranks import Ranks
 from minidsv3.parallel.wire import WIRES
 from minidsv3.train.machine import keep_freed_memory
