@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minidsv3.commands import fp8_experiments, main
+from minidsv3.config import TrainConfig
 from minidsv3.pretrained.tensors import planned, write_tensors
 from minidsv3.quant.blockwise import quantize_blocks, quantize_tiles
 from minidsv3.quant.formats import E4M3
@@ -86,12 +87,14 @@ def test_experiment_writes_figure_data_and_text(small, tmp_path, name):
     assert {p.suffix for p in tmp_path.glob(f"fp8_{name}.*")} == {".png", ".csv", ".txt"}
 
 
-def test_twins_of_another_batch_size_are_other_runs(small, tmp_path, monkeypatch):
-    asked = []
-    twin = fp8_experiments.twin
-    monkeypatch.setattr(
-        fp8_experiments, "twin", lambda r, cfg, **k: asked.append((cfg.batch_size, cfg.seq_len)) or twin(r, cfg, **k)
-    )
+def test_twins_of_another_batch_or_learning_rate_are_other_runs(small, tmp_path, monkeypatch):
+    asked, twin = [], fp8_experiments.twin
+
+    def asking(recipe, cfg, **options):
+        asked.append((cfg.batch_size, cfg.seq_len, cfg.learning_rate))
+        return twin(recipe, cfg, **options)
+
+    monkeypatch.setattr(fp8_experiments, "twin", asking)
     command = [
         "fp8",
         "experiment",
@@ -105,10 +108,15 @@ def test_twins_of_another_batch_size_are_other_runs(small, tmp_path, monkeypatch
         "--variants",
         "fp8",
     ]
-    for shape in ([], ["--batch", "4", "8"], ["--batch", "4", "8"]):
-        assert main([*command, *shape]) == 0
-    assert asked == [(2, 16)] * 2 + [(4, 8)] * 2  # the third found its runs finished
-    assert {p.name for p in (tmp_path / "runs").glob("fp8*")} == {"fp8@fast@3@2.json", "fp8@fast@3@2@4x8.json"}
+    usual = TrainConfig().learning_rate
+    for flags in ([], ["--batch", "4", "8"], ["--lr", "0.0005"], ["--batch", "4", "8"]):
+        assert main([*command, *flags]) == 0
+    assert (
+        asked == [(2, 16, usual)] * 2 + [(4, 8, usual)] * 2 + [(2, 16, 5e-4)] * 2
+    )  # the fourth found its runs finished
+    found = {p.name for p in (tmp_path / "runs").glob("fp8*")}
+    assert found == {"fp8@fast@3@2.json", "fp8@fast@3@2@4x8.json", "fp8@fast@3@2@lr0.0005.json"}
+    assert (tmp_path / "fp8_ends.csv").is_file()
 
 
 def test_fp8_keeps_a_quarter_of_the_inputs_of_linear_layers():

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tried.add_argument("--steps", type=int, help="of training experiments")
     tried.add_argument("--variants", nargs="+", default=VARIANTS, metavar="NAME", help="of `twins`, against bf16")
     tried.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    tried.add_argument("--lr", type=float, metavar="RATE", help="of `twins` (1e-3)")
     tried.add_argument(
         "--batch", type=int, nargs=2, metavar=("B", "S"), help="of `twins`: sequences a step and their length (4 64)"
     )

@@ -177,7 +177,7 @@ def twins(out: Path, args: argparse.Namespace) -> None:
     """Losses of each variant and seed against BF16 of the same seed."""
     steps = args.steps or 1000
     runs = {
-        (name, seed): _losses(out / "runs", name, seed, steps, args.batch)
+        (name, seed): _losses(out / "runs", name, seed, steps, args.batch, args.lr)
         for seed in args.seeds
         for name in ("bf16", *args.variants)
     }
@@ -185,8 +185,10 @@ def twins(out: Path, args: argparse.Namespace) -> None:
         name: np.array([relative_difference(runs[name, s], runs["bf16", s]) for s in args.seeds])
         for name in args.variants
     }
-    for name, rows in differences.items():
-        print(f"{name:22} last 200 smoothed steps: {', '.join(f'{tail_mean(row):+.3%}' for row in rows)}")
+    tails = {name: np.array([tail_mean(row) for row in rows]) for name, rows in differences.items()}
+    for name, values in tails.items():
+        told = f"mean {values.mean():+.3%}" + (f", spread {values.std(ddof=1):.3%}" if len(values) > 1 else "")
+        print(f"{name:22} last 200 smoothed steps: {', '.join(f'{value:+.3%}' for value in values)}   {told}")
     every = np.arange(min(9, steps - 1), steps, 10, dtype=np.int64)
     figure, (ax,) = plots.new_figure(panel=(8.0, 4.2))
     with plots.style():
@@ -195,6 +197,10 @@ def twins(out: Path, args: argparse.Namespace) -> None:
         f"{n} seed {s}": np.round(row[every], 6) for n, rows in differences.items() for s, row in zip(args.seeds, rows)
     }
     _save(figure, out / "fp8_twins.png", {"step": every + 1, **columns})
+    figure, (ax,) = plots.new_figure(panel=(6.4, 1.2 + 0.45 * len(tails)))
+    with plots.style():
+        figures.tail_means(ax, tails)
+    _save(figure, out / "fp8_ends.png", {"seed": args.seeds, **tails})
 
 
 def sensitivity(out: Path, args: argparse.Namespace) -> None:
@@ -221,18 +227,21 @@ EXPERIMENTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 }  # fmt: skip
 
 
-def _losses(folder: Path, name: str, seed: int, steps: int, batch: list[int] | None = None) -> np.ndarray:
+def _losses(
+    folder: Path, name: str, seed: int, steps: int, batch: list[int] | None = None, lr: float | None = None
+) -> np.ndarray:
     """Losses of a twin run, from its file if it has run before.
 
     Behind the precision, '~ulp' moves the first weights, '@exact' sums as the emulated tensor core does.
     """
     precision, _, accumulate = name.partition("@")
-    shape = f"@{batch[0]}x{batch[1]}" if batch else ""
+    shape = (f"@{batch[0]}x{batch[1]}" if batch else "") + (f"@lr{lr:g}" if lr else "")
     file = folder / f"{precision.replace(':', '+')}@{accumulate or 'fast'}@{seed}@{steps}{shape}.json"
     if not file.is_file():
         print(f"running {name}, seed {seed}, {steps} steps", flush=True)
-        size = {"batch_size": batch[0], "seq_len": batch[1]} if batch else {}
-        cfg = TrainConfig(steps=steps, seed=seed, **SMALL | size)
+        changed = {"batch_size": batch[0], "seq_len": batch[1]} if batch else {}
+        changed |= {"learning_rate": lr} if lr else {}
+        cfg = TrainConfig(steps=steps, seed=seed, **SMALL | changed)
         recipe = recipe_for(precision.removesuffix("~ulp"), accumulate or "fast")
         result = twin(recipe, cfg, ulp=precision.endswith("~ulp"))
         folder.mkdir(parents=True, exist_ok=True)

@@ -181,21 +181,32 @@ def loss_differences(ax: Axes, step: np.ndarray, differences: Mapping[str, np.nd
     return headline(ax, finding)
 
 
+def tail_means(ax: Axes, tails: Mapping[str, np.ndarray], limit: float = 0.0025) -> Axes:
+    """Where each variant ends, relative to BF16: a dot a seed [seeds]."""
+    _dots(ax, tails)
+    ax.axvspan(-100 * limit, 100 * limit, color=GREY, alpha=0.15)
+    ax.set_xlabel("last 200 smoothed steps against BF16 (%); dots: seeds, bar: mean")
+    spread = {n: 100 * float(np.std(v, ddof=1) if len(v) > 1 else 0) for n, v in tails.items()}
+    finding = ", ".join(f"{n} {100 * np.mean(v):+.2f} ± {spread[n]:.2f} %" for n, v in tails.items())
+    describe(ax, f"Mean and spread over {len(next(iter(tails.values())))} seeds: {finding}; grey band: 0.25 %.")
+    return headline(ax, finding if len(tails) < 3 else "Ends of the same runs")
+
+
+def _dots(ax: Axes, groups: Mapping[str, np.ndarray]) -> None:
+    """A row a group: a dot for each of its values, in per cent, and a bar at their mean."""
+    for i, values in enumerate(groups.values()):
+        rows = np.full(len(values), i, dtype=np.int64)
+        ax.plot(100 * np.asarray(values), rows, linestyle="none", marker="o", color=colour(0))
+        ax.plot([100 * float(np.mean(values))], [i], marker="|", markersize=16, color=colour(1))
+    ax.set_yticks(np.arange(len(groups), dtype=np.int64), list(groups))
+    ax.invert_yaxis()
+
+
 def sensitivity(ax: Axes, differences: Mapping[str, np.ndarray], floor: np.ndarray) -> Axes:
     """What changing one row of the recipe does to the loss: a dot a seed [seeds], the floor as a band."""
-    at, widest = np.arange(len(differences), dtype=np.int64), 100 * float(np.abs(floor).max())
-    for i, values in enumerate(differences.values()):
-        ax.plot(
-            100 * np.asarray(values),
-            np.full(len(values), i, dtype=np.int64),
-            linestyle="none",
-            marker="o",
-            color=colour(0),
-        )
-        ax.plot([100 * float(np.mean(values))], [i], marker="|", markersize=16, color=colour(1))
+    widest = 100 * float(np.abs(floor).max())
+    _dots(ax, differences)
     ax.axvspan(-widest, widest, color=GREY, alpha=0.2)
-    ax.set_yticks(at, list(differences))
-    ax.invert_yaxis()
     ax.set_xlabel("loss against plain fp8 (%); dots: seeds, bar: mean")
     beyond = [
         label for label, v in differences.items()
