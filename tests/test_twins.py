@@ -7,8 +7,10 @@ import pytest
 
 from minidsv3.commands import fp8_experiments, main
 from minidsv3.config import TrainConfig
+from minidsv3.model.transformer import Transformer
 from minidsv3.quant.recipe import recipe_for
-from minidsv3.train.twins import DECAY, relative_difference, tail_mean, twin
+from minidsv3.train.step import gates
+from minidsv3.train.twins import DECAY, relative_difference, rounding_cost, tail_mean, twin
 
 CFG = TrainConfig(data="synthetic", steps=4, batch_size=2, seq_len=16, warmup_steps=1, seed=3)
 
@@ -30,8 +32,26 @@ def test_twin_an_ulp_away_begins_next_to_it():
 
 def test_twin_reports_each_step():
     seen = []
-    result = losses("fp32", on_step=lambda step, loss: seen.append((step, loss)))
+    result = losses("fp32", on_step=lambda step, model, loss: seen.append((step, loss)))
     assert seen == list(zip([1, 2, 3, 4], result.tolist()))
+
+
+def test_rounding_cost_is_that_of_the_same_weights_in_another_arithmetic():
+    """Against a model of the other recipe, trained for no step and given the weights one by one."""
+    model = twin(recipe_for("bf16"), CFG, preset="nano").model
+    tokens = np.random.default_rng(0).integers(0, 257, (3, 2, 18))
+    batches = [(t[:, :-1], t[:, 1:]) for t in tokens]
+    other = Transformer(model.config, recipe_for("fp8"))
+    other.init_weights(np.random.default_rng(9))
+    for (name, p), (same, q) in zip(other.named_parameters(), model.named_parameters()):
+        assert name == same
+        p.data[...] = q.data
+    for mine, its in zip(gates(other), gates(model)):
+        mine.e_score_correction_bias[...] = its.e_score_correction_bias
+    fp8, bf16 = (sum(float(m.loss(*batch).main) for batch in batches) for m in (other, model))
+    assert fp8 != bf16
+    assert rounding_cost(model, recipe_for("fp8"), batches) == pytest.approx(fp8 / bf16 - 1, abs=1e-9)
+    assert rounding_cost(model, recipe_for("bf16"), batches) == 0
 
 
 def test_relative_difference_is_of_the_smoothed_losses():

@@ -5,6 +5,7 @@ interval      why 128: errors and costs of promotion intervals
 gradients     output gradients in 1x128 tiles and in 128x128 blocks
 logfmt        formats for sending activations
 memory        bytes kept for the backward pass
+rounding      what FP8's rounding costs a model that was trained in BF16, against learning rate and step
 twins         loss of FP8 variants against BF16, with the floor (minutes to hours; finished runs are kept in DIR/runs)
 sensitivity   `fp8` with one row changed
 """
@@ -31,10 +32,11 @@ from ..quant import figures
 from ..quant.experiments import DISTRIBUTIONS, accumulation_error, interval_prices, tile_against_block
 from ..quant.logfmt import compared
 from ..quant.recipe import recipe_for
-from ..train.twins import SMALL, relative_difference, tail_mean, twin
+from ..train.twins import SMALL, relative_difference, rounding_cost, tail_mean, twin
 
 LENGTHS = (512, 1024, 2048, 4096)
 INTERVALS = (32, 64, 128, 512, 4096)
+RATES = (3e-4, 1e-3, 3e-3)
 VARIANTS = ("bf16~ulp", "fp8", "fp8-tensorwise", "fp8-blockwise-dgrad")  # against bf16
 CHANGES = {
     "head": "lm_head=fp8", "gate": "gate=fp8", "attention": "attention=fp8", "o_proj kept in E4M3": "o_proj=fp8",
@@ -173,6 +175,31 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool 
     return {kind: size / (shape[0] * shape[1]) for kind, size in kinds.items()}
 
 
+def rounding(out: Path, args: argparse.Namespace) -> None:
+    """BF16's weights read by `fp8`, along training at three learning rates (of `--batch`, first seed)."""
+    steps, recipe = args.steps or 1000, recipe_for("fp8")
+    marks = np.unique(np.linspace(0, steps, 11, dtype=np.int64))[1:]
+
+    def along_training(rate: float) -> np.ndarray:
+        print(f"training in BF16 at {rate:g}, {steps} steps", flush=True)
+        cfg, costs = _settings(steps, args.seeds[0], args.batch, rate), []
+        batches = _validation(cfg.data, cfg.seq_len)
+
+        def measure(step: int, model: Transformer, loss: float) -> None:
+            if step in marks:
+                costs.append(rounding_cost(model, recipe, batches))
+
+        twin(recipe_for("bf16"), cfg, on_step=measure)
+        print(f"  rounding costs {', '.join(f'{cost:+.3%}' for cost in costs)}")
+        return np.array(costs)
+
+    costs = {f"{rate:g}": along_training(rate) for rate in RATES}
+    figure, (ax,) = plots.new_figure()
+    with plots.style():
+        figures.rounding_costs(ax, marks, costs)
+    _save(figure, out / "fp8_rounding.png", {"step": marks, **costs})
+
+
 def twins(out: Path, args: argparse.Namespace) -> None:
     """Losses of each variant and seed against BF16 of the same seed."""
     steps = args.steps or 1000
@@ -223,8 +250,13 @@ def sensitivity(out: Path, args: argparse.Namespace) -> None:
 
 EXPERIMENTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "accumulation": accumulation, "interval": interval, "gradients": gradients, "logfmt": logfmt, "memory": memory,
-    "twins": twins, "sensitivity": sensitivity,
+    "rounding": rounding, "twins": twins, "sensitivity": sensitivity,
 }  # fmt: skip
+
+
+def _settings(steps: int, seed: int, batch: list[int] | None, lr: float | None) -> TrainConfig:
+    changed = {"batch_size": batch[0], "seq_len": batch[1]} if batch else {}
+    return TrainConfig(steps=steps, seed=seed, **SMALL | changed | ({"learning_rate": lr} if lr else {}))
 
 
 def _losses(
@@ -239,11 +271,8 @@ def _losses(
     file = folder / f"{precision.replace(':', '+')}@{accumulate or 'fast'}@{seed}@{steps}{shape}.json"
     if not file.is_file():
         print(f"running {name}, seed {seed}, {steps} steps", flush=True)
-        changed = {"batch_size": batch[0], "seq_len": batch[1]} if batch else {}
-        changed |= {"learning_rate": lr} if lr else {}
-        cfg = TrainConfig(steps=steps, seed=seed, **SMALL | changed)
         recipe = recipe_for(precision.removesuffix("~ulp"), accumulate or "fast")
-        result = twin(recipe, cfg, ulp=precision.endswith("~ulp"))
+        result = twin(recipe, _settings(steps, seed, batch, lr), ulp=precision.endswith("~ulp"))
         folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(file.name + ".tmp")
         temporary.write_text(json.dumps({"losses": [round(v, 7) for v in result.losses.tolist()]}), encoding="utf-8")
@@ -251,14 +280,19 @@ def _losses(
     return np.array(json.loads(file.read_text(encoding="utf-8"))["losses"], dtype=np.float64)
 
 
+def _validation(data: str, seq_len: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches that no model has seen."""
+    _, documents = split_documents(load_corpus(data).documents)
+    tokens_in, targets, _ = validation_windows(documents, ByteTokenizer(), seq_len)
+    return [(tokens_in[i : i + 16], targets[i : i + 16]) for i in range(0, min(len(targets), 256), 16)]
+
+
 def _trained(steps: int) -> tuple[Transformer, tuple[np.ndarray, np.ndarray]]:
     """`tiny` after some steps in float32, and a batch that it has not seen."""
     cfg = TrainConfig(steps=steps, **SMALL)
     print(f"training tiny for {steps} steps", flush=True)
-    model = twin(None, cfg).model
-    _, validation = split_documents(load_corpus(cfg.data).documents)
-    tokens_in, targets, _ = validation_windows(validation, ByteTokenizer(), 128)
-    return model, (tokens_in[:8], targets[:8])
+    tokens_in, targets = _validation(cfg.data, 128)[0]
+    return twin(None, cfg).model, (tokens_in[:8], targets[:8])
 
 
 def _save(figure: plots.Figure, path: Path, data: dict) -> None:

@@ -181,6 +181,19 @@ def loss_differences(ax: Axes, step: np.ndarray, differences: Mapping[str, np.nd
     return headline(ax, finding)
 
 
+def rounding_costs(ax: Axes, step: np.ndarray, costs: Mapping[str, np.ndarray]) -> Axes:
+    """What rounding costs weights that never met it [steps], a line a learning rate, the lowest first."""
+    for i, (rate, values) in enumerate(costs.items()):
+        ax.plot(step, 100 * values, label=f"learning rate {rate}", **look(i, len(step)))
+    ax.axhspan(-0.25, 0.25, color=GREY, alpha=0.15)
+    ax.set(xlabel="step of training in BF16", ylabel="loss in FP8 against BF16, same weights (%)")
+    ax.legend(fontsize=8.5)
+    low, *_, high = costs
+    finding = f"Rounding costs {costs[low][-1]:+.2%} at {low}, {costs[high][-1]:+.2%} at {high}"
+    describe(ax, f"{finding}: lines of {len(costs)} learning rates over {int(step[-1]):,} steps; grey band: 0.25 %.")
+    return headline(ax, finding)
+
+
 def tail_means(ax: Axes, tails: Mapping[str, np.ndarray], limit: float = 0.0025) -> Axes:
     """Where each variant ends, relative to BF16: a dot a seed [seeds]."""
     _dots(ax, tails)

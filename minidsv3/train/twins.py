@@ -12,12 +12,13 @@ what the report compares (appendix B.1), does not show here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ..autograd import Array, no_grad
 from ..config import ModelConfig, TrainConfig
 from ..data import ByteTokenizer, Loader, load_corpus, split_documents
 from ..model.transformer import Transformer
@@ -26,7 +27,7 @@ from .machine import keep_freed_memory
 from .optim import AdamW, FlatParameters
 from .runs import smoothed
 from .schedule import sequences_before
-from .step import cut, train_step
+from .step import cut, gates, train_step
 
 SMALL: dict[str, Any] = dict(batch_size=4, seq_len=64, learning_rate=1e-3)
 TAIL = 200  # smoothed steps at the end over which a difference is averaged
@@ -46,7 +47,7 @@ def twin(
     *,
     preset: str = "tiny",
     ulp: bool = False,
-    on_step: Callable[[int, float], object] | None = None,
+    on_step: Callable[[int, Transformer, float], object] | None = None,
 ) -> Twin:
     """Train; main training loss of each step.
 
@@ -58,7 +59,7 @@ def twin(
         Its seed decides weights and batches; AdamW's moments are of the recipe's dtype.
     ulp : bool
         Move every initial weight to the next larger float32.
-    on_step : function (step, loss), optional
+    on_step : function (step, model, loss), optional
     """
     if recipe is not None:
         cfg = dataclasses.replace(cfg, moments_dtype=recipe.moments_dtype, precision=recipe.name)
@@ -77,8 +78,20 @@ def twin(
             batch = loader.batch(sequences_before(cfg, step), cfg.batch_size)
             losses[step - 1] = train_step(model, optimizer, gradients, cut(*batch, cfg.shards), cfg, step).main_loss
             if on_step:
-                on_step(step, losses[step - 1])
+                on_step(step, model, losses[step - 1])
     return Twin(model, losses)
+
+
+def rounding_cost(model: Transformer, recipe: Recipe | None, batches: Sequence[tuple[Array, Array]]) -> float:
+    """Relative rise of the main loss when `model` computes as `recipe` says, its weights unchanged."""
+    other = Transformer(model.config, recipe)
+    for mine, its in zip(other.parameters(), model.parameters()):
+        mine.data = its.data
+    for gate, trained in zip(gates(other), gates(model)):
+        gate.e_score_correction_bias = trained.e_score_correction_bias
+    with no_grad():
+        losses = [[float(m.loss(*batch).main) for batch in batches] for m in (other, model)]
+    return float(np.mean(losses[0]) / np.mean(losses[1])) - 1
 
 
 def relative_difference(losses: np.ndarray, reference: np.ndarray) -> np.ndarray:
