@@ -18,8 +18,9 @@ from minidsv3.generation.load import load_run
 from minidsv3.pretrained import load_pretrained
 from minidsv3.train import trainer as module
 from minidsv3.train.checkpoint import checkpoints
+from minidsv3.train.folder import FREE_TO_CHANGE
 from minidsv3.train.runs import read_run
-from minidsv3.train.trainer import FREE_TO_CHANGE, Trainer
+from minidsv3.train.trainer import Trainer
 
 KEYS = {
     "step", "tokens", "loss", "main_loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "max_vio",
@@ -387,8 +388,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from minidsv3.config import ModelConfig, TrainConfig, replace_settings
-from minidsv3.train import trainer as module
-from minidsv3.train.trainer import FREE_TO_CHANGE, Trainer
+from minidsv3.train.trainer import Trainer
 settings = dict(data=sys.argv[1], steps=4, eval_every=0, checkpoint_every=2)
 model, train = replace_settings(ModelConfig.preset("tiny"), TrainConfig.preset("tiny"), settings)
 Trainer(model, train, sys.argv[2], progress=False).run()

@@ -16,7 +16,6 @@ that checkpoint are cut first. Ctrl-C finishes the step, saves, and says how to 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -31,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..autograd import Parameter, no_grad, observing, trace
-from ..config import ModelConfig, TrainConfig, write_json
+from ..config import ModelConfig, TrainConfig
 from ..data import ByteTokenizer, Loader, load_corpus, split_documents, validation_windows
 from ..model.transformer import Transformer
 from ..pretrained.reader import StoredModel
@@ -40,6 +39,7 @@ from ..quant.recipe import Recipe
 from .balance import max_vio
 from .checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from .evaluate import bits_per_byte
+from .folder import Description, check_folder
 from .machine import blas_is_controlled, environment, keep_freed_memory, sgemm_gflops, worker_pool, workers_for
 from .optim import Run
 from .routing import RoutingRecorder, route
@@ -47,8 +47,6 @@ from .runs import cut_after
 from .schedule import batch_size, sequences_before
 from .spread import Alone, OnRanks
 from .step import NonFiniteError, StepResult, cut, gates, train_step
-
-FREE_TO_CHANGE = ("steps", "checkpoint_every", "keep", "workers")  # on resume; all else would be another run
 
 
 class Trainer:
@@ -107,7 +105,9 @@ class Trainer:
         self._stop = False
         if train_config.precision != (recipe.name if recipe else "fp32"):
             raise ValueError(f"precision={train_config.precision!r} is not the recipe that was handed in")
-        self._check_folder(resume)
+        self._about = self._description(preset)
+        if self.spread.is_root:
+            check_folder(self.out, self._about, resume, report)
         self._load_data()
         self.model = Transformer(model_config, recipe, self.spread.dispatcher)
         self.model.init_weights(np.random.default_rng(np.random.SeedSequence(train_config.seed, spawn_key=(0,))))
@@ -117,7 +117,7 @@ class Trainer:
         self.step = self._saved = self._restore(resume)  # `_saved`: step of the newest checkpoint, 0 for none
         self.spread.barrier()  # every process has read what it needs
         if self.spread.is_root:
-            self._describe(preset)  # from here on the folder is ours: whatever was wrong with the call has been said
+            self._take_over_folder()  # it is ours now: whatever was wrong with the call has been said
 
     def run(self) -> bool:
         """Train to the last step; True when done, False when interrupted (the run is saved and can be resumed).
@@ -145,7 +145,7 @@ class Trainer:
             self.report("this BLAS can't be held to one thread per worker: bits may depend on its threads")
         with ExitStack() as stack:
             run = stack.enter_context(worker_pool(workers))
-            self._flops_per_second = 1e9 * self._environment["sgemm_gflops"]
+            self._flops_per_second = 1e9 * self._about.environment["sgemm_gflops"]
             metrics = stack.enter_context(self._appending("metrics.jsonl"))
             experts = stack.enter_context(self._appending("experts.jsonl"))
             bar = stack.enter_context(
@@ -238,64 +238,20 @@ class Trainer:
             self.report(f"resuming after step {step} of {self.train.steps}")
         return step
 
-    def _check_folder(self, resume: bool) -> None:
-        """Refuse a folder that holds another run, or none of ours."""
-        self._environment = environment() | {
-            "sgemm_gflops": round(sgemm_gflops(workers_for(self.train.workers, self.train.shards)), 1)
-        }
-        if not self.spread.is_root:
-            return
-        described = self.out / "train.json"
-        if described.exists() and not resume:
-            raise ValueError(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out")
-        if self.out.exists() and not described.exists() and any(self.out.glob("checkpoints/step_*")):
-            raise ValueError(f"{self.out} has checkpoints but no train.json: it is no run folder of ours")
-        if described.exists():
-            self._check_same_run(described)
+    def _description(self, preset: str | None) -> Description:
+        cfg = self.train
+        gflops = round(sgemm_gflops(workers_for(cfg.workers, cfg.shards)), 1)
+        machine = environment() | {"sgemm_gflops": gflops}
+        return Description(self.config, cfg, machine, self.spread.description, preset)
 
-    def _describe(self, preset: str | None) -> None:
-        """Write config.json and train.json, and cut the lines of steps after ours."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        _replace_json(self.out / "config.json", self.config.to_dict())
-        record = {"preset": preset, "train": dataclasses.asdict(self.train), "environment": self._environment}
-        if self.spread.description:
-            record["ranks"] = self.spread.description
-        _replace_json(self.out / "train.json", record)
+    def _take_over_folder(self) -> None:
+        """Write what is trained, and cut the lines of steps after ours."""
+        self._about.write(self.out)
         for name in ("metrics.jsonl", "experts.jsonl"):
             if (self.out / name).exists():
                 cut_after(self.out / name, self.step)
         if self._trace_every and (self.out / "routing.safetensors").exists():
             self._routing.resume(self.out / "routing.safetensors", self.step)
-
-    def _check_same_run(self, described: Path) -> None:
-        """Refuse another config; say what of the machine changed, since it may change bits."""
-        try:
-            stored = json.loads(described.read_text(encoding="utf-8"))
-            stored["train"]["steps"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{described} is damaged ({error}): choose another --out") from None
-        ours = json.loads(json.dumps({**dataclasses.asdict(self.train), **self.config.to_dict()}))
-        free = set(FREE_TO_CHANGE)
-        if self.spread.description or "ranks" in stored:  # one shard a rank: another number of ranks is another cut
-            free.add("shards")
-            if ours["shards"] != stored["train"]["shards"]:
-                self.report(f"shards={ours['shards']} instead of {stored['train']['shards']}: equal but for rounding")
-        added = {
-            name: getattr(TrainConfig(), name) for name in ("precision", "accumulate")
-        }  # to runs of older versions
-        before = added | stored["train"] | ModelConfig.from_json(self.out / "config.json").to_dict()
-        for name, value in ours.items():
-            if name not in free and before.get(name) != json.loads(json.dumps(value)):
-                raise ValueError(
-                    f"{self.out} was trained with {name}={before.get(name)!r}, not {value!r}: "
-                    "resume with the same settings, or choose another --out"
-                )
-        if stored["train"]["steps"] != self.train.steps:
-            self.report(f"the schedules now run to step {self.train.steps} instead of {stored['train']['steps']}")
-        for name in ("python", "numpy", "blas", "platform"):
-            old, new = stored.get("environment", {}).get(name), self._environment[name]
-            if old != new:
-                self.report(f"{name} changed from {old!r} to {new!r}: bits may differ from an uninterrupted run")
 
     def _start_from(self, source: Path) -> None:
         """Take over the weights of a finished run or a model directory; RoPE settings and lengths may differ."""
@@ -366,13 +322,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def _replace_json(path: Path, value: Any) -> None:
-    """Write beside `path`, then move into place: a kill, or a full disk, leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    write_json(temporary, value)
-    temporary.replace(path)
 
 
 def _append(stream: Any, line: dict[str, Any]) -> None:
