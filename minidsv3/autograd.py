@@ -14,7 +14,8 @@ Rules for writing an op
     * keep arrays only through `self.save(...)`: it is the complete list of what the backward pass needs;
     * never write into an input or into a `dy`; the engine never adds in place to a gradient that an op returned;
     * a weight gradient is returned as a function without arguments (a thunk): it is run at once, or later. As an
-      `InPlaceThunk` it can be given the array that is to hold the gradient, which saves a copy.
+      `InPlaceThunk` it can be given the array that is to hold the gradient, which saves a copy;
+    * an op whose output costs little says how to make it `again`, and linear layers behind it need not keep it.
 
 State (recording, observers, replacements, deferral) is per thread: each worker of a data-parallel step runs its own
 tape over shared parameters.

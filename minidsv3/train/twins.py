@@ -4,7 +4,7 @@ A run here is the loop of the trainer without its files: `twin` gives the traini
 the difference of two twins. One is chance: the *floor* is the twin of a run whose initial weights all differ by one
 unit in the last place, and shows what a difference of nothing grows to over the same steps. The other is rounding in
 the forward pass: `rounding_cost` reads the weights of a finished model in another precision. Large learning rates make
-more of the first, small ones of the second, because they end where the loss is steeper around the weights.
+more of the first, small ones of the second, which end where the loss is more sharply curved.
 
 `SMALL` is small on purpose (4 sequences of 64 on `tiny`, learning rate 1e-3, which is the preset's by the square root
 of the batch): three seeds of five variants take half an hour on one core. What 1.33T tokens do to a 16B model, which is
