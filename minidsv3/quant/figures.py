@@ -189,7 +189,7 @@ def rounding_costs(ax: Axes, step: np.ndarray, costs: Mapping[str, np.ndarray]) 
     ax.set(xlabel="step of training in BF16", ylabel="loss in FP8 against BF16, same weights (%)")
     ax.legend(fontsize=8.5)
     low, *_, high = costs
-    finding = f"Rounding costs {costs[low][-1]:+.2%} at {low}, {costs[high][-1]:+.2%} at {high}"
+    finding = f"FP8 rounding: {costs[low][-1]:+.2%} at rate {low}, {costs[high][-1]:+.2%} at {high}"
     describe(ax, f"{finding}: lines of {len(costs)} learning rates over {int(step[-1]):,} steps; grey band: 0.25 %.")
     return headline(ax, finding)
 
@@ -199,10 +199,12 @@ def tail_means(ax: Axes, tails: Mapping[str, np.ndarray], limit: float = 0.0025)
     _dots(ax, tails)
     ax.axvspan(-100 * limit, 100 * limit, color=GREY, alpha=0.15)
     ax.set_xlabel("last 200 smoothed steps against BF16 (%); dots: seeds, bar: mean")
-    spread = {n: 100 * float(np.std(v, ddof=1) if len(v) > 1 else 0) for n, v in tails.items()}
-    finding = ", ".join(f"{n} {100 * np.mean(v):+.2f} ± {spread[n]:.2f} %" for n, v in tails.items())
-    describe(ax, f"Mean and spread over {len(next(iter(tails.values())))} seeds: {finding}; grey band: 0.25 %.")
-    return headline(ax, finding if len(tails) < 3 else "Ends of the same runs")
+    seeds = len(next(iter(tails.values())))
+    spread = {n: f" (spread {np.std(v, ddof=1):.2%})" if seeds > 1 else "" for n, v in tails.items()}
+    means = [f"{n} {np.mean(v):+.2%}{spread[n]}" for n, v in tails.items()]
+    describe(ax, f"Mean of {seeds} seeds: {', '.join(means)}; grey band: 0.25 %.")
+    beyond = [n for n, v in tails.items() if np.any(np.asarray(v) > limit)]
+    return headline(ax, f"A seed above 0.25 %: {', '.join(beyond)}" if beyond else "No seed ends above 0.25 %")
 
 
 def _dots(ax: Axes, groups: Mapping[str, np.ndarray]) -> None:
