@@ -194,7 +194,7 @@ def rounding(out: Path, args: argparse.Namespace) -> None:
         return np.array(costs)
 
     costs = {f"{rate:g}": along_training(rate) for rate in RATES}
-    figure, (ax,) = plots.new_figure()
+    figure, (ax,) = plots.new_figure(panel=(8.0, 4.0))
     with plots.style():
         figures.rounding_costs(ax, marks, costs)
     _save(figure, out / "fp8_rounding.png", {"step": marks, **costs})

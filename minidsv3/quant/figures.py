@@ -189,7 +189,7 @@ def rounding_costs(ax: Axes, step: np.ndarray, costs: Mapping[str, np.ndarray]) 
     ax.set(xlabel="step of training in BF16", ylabel="loss in FP8 against BF16, same weights (%)")
     ax.legend(fontsize=8.5)
     low, *_, high = costs
-    finding = f"FP8 rounding: {costs[low][-1]:+.2%} at rate {low}, {costs[high][-1]:+.2%} at {high}"
+    finding = f"FP8 rounding costs {costs[low][-1]:+.2%} at rate {low}, {costs[high][-1]:+.2%} at {high}"
     describe(ax, f"{finding}: lines of {len(costs)} learning rates over {int(step[-1]):,} steps; grey band: 0.25 %.")
     return headline(ax, finding)
 
