@@ -224,7 +224,7 @@ def twins(out: Path, args: argparse.Namespace) -> None:
         f"{n} seed {s}": np.round(row[every], 6) for n, rows in differences.items() for s, row in zip(args.seeds, rows)
     }
     _save(figure, out / "fp8_twins.png", {"step": every + 1, **columns})
-    figure, (ax,) = plots.new_figure(panel=(6.4, 1.2 + 0.45 * len(tails)))
+    figure, (ax,) = plots.new_figure(panel=(8.0, 1.2 + 0.45 * len(tails)))
     with plots.style():
         figures.tail_means(ax, tails)
     _save(figure, out / "fp8_ends.png", {"seed": args.seeds, **tails})

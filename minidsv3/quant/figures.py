@@ -174,7 +174,8 @@ def loss_differences(ax: Axes, step: np.ndarray, differences: Mapping[str, np.nd
             )
         means[label] = float(np.mean([row[-max(1, len(row) // 5) :].mean() for row in rows]))
     ax.axhspan(-100 * limit, 100 * limit, color=GREY, alpha=0.15)
-    ax.set(xlabel="step", ylabel="loss against BF16, relative (%)", ylim=(-1.2, 1.2))
+    reach = max(1.2, *(105 * float(np.abs(rows).max()) for rows in differences.values()))
+    ax.set(xlabel="step", ylabel="loss against BF16, relative (%)", ylim=(-reach, reach))
     ax.legend(fontsize=8.5)
     finding = "Over the last fifth: " + ", ".join(f"{label} {value:+.2%}" for label, value in means.items())
     describe(ax, f"{finding}: lines of {len(means)} variants over {int(step[-1]):,} steps; grey band: 0.25 %.")
@@ -198,13 +199,13 @@ def tail_means(ax: Axes, tails: Mapping[str, np.ndarray], limit: float = 0.0025)
     """Where each variant ends, relative to BF16: a dot a seed [seeds]."""
     _dots(ax, tails)
     ax.axvspan(-100 * limit, 100 * limit, color=GREY, alpha=0.15)
-    ax.set_xlabel("last 200 smoothed steps against BF16 (%); dots: seeds, bar: mean")
+    ax.set_xlabel("last 200 steps against BF16 (%); dots: seeds, bar: mean")
     seeds = len(next(iter(tails.values())))
     spread = {n: f" (spread {np.std(v, ddof=1):.2%})" if seeds > 1 else "" for n, v in tails.items()}
     means = [f"{n} {np.mean(v):+.2%}{spread[n]}" for n, v in tails.items()]
     describe(ax, f"Mean of {seeds} seeds: {', '.join(means)}; grey band: 0.25 %.")
     beyond = [n for n, v in tails.items() if np.any(np.asarray(v) > limit)]
-    return headline(ax, f"A seed above 0.25 %: {', '.join(beyond)}" if beyond else "No seed ends above 0.25 %")
+    return headline(ax, f"Seeds above 0.25 %: {', '.join(beyond)}" if beyond else "No seed ends above 0.25 %")
 
 
 def _dots(ax: Axes, groups: Mapping[str, np.ndarray]) -> None:
@@ -214,7 +215,7 @@ def _dots(ax: Axes, groups: Mapping[str, np.ndarray]) -> None:
         ax.plot(100 * np.asarray(values), rows, linestyle="none", marker="o", color=colour(0))
         ax.plot([100 * float(np.mean(values))], [i], marker="|", markersize=16, color=colour(1))
     ax.set_yticks(np.arange(len(groups), dtype=np.int64), list(groups))
-    ax.invert_yaxis()
+    ax.set_ylim(len(groups) - 0.5, -0.5)
 
 
 def sensitivity(ax: Axes, differences: Mapping[str, np.ndarray], floor: np.ndarray) -> Axes:
