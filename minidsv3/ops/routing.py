@@ -124,15 +124,15 @@ class PermuteFunction(Function):
 
     def forward(self, x: Array, *, token_of_row: Array, row_of_slot: Array) -> Array:
         require_shape("Permute", "row_of_slot", row_of_slot, (len(x), None))
-        self.save(x, token_of_row, row_of_slot)
+        self.save(row_of_slot, x, token_of_row)
         return np.take(x, token_of_row, axis=0)
 
     def again(self) -> Thunk:
-        x, token_of_row, _ = self.saved
+        _, x, token_of_row = self.saved
         return partial(np.take, x, token_of_row, axis=0)
 
     def backward(self, drows: Array) -> Array:
-        *_, row_of_slot = self.saved
+        row_of_slot, *_ = self.saved
         dx = np.take(drows, row_of_slot[:, 0], axis=0)
         for k in range(1, row_of_slot.shape[1]):
             dx += np.take(drows, row_of_slot[:, k], axis=0)
