@@ -83,7 +83,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("name", ["accumulation", "interval", "memory", "rounding"])
 def test_experiment_writes_figure_data_and_text(small, tmp_path, name):
-    assert main(["fp8", "experiment", name, "--out", str(tmp_path)]) == 0
+    assert main(["fp8", "experiment", name, "--out", str(tmp_path), "--steps", "4"]) == 0
     assert {p.suffix for p in tmp_path.glob(f"fp8_{name}.*")} == {".png", ".csv", ".txt"}
 
 
