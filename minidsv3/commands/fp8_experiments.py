@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -154,8 +155,7 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool 
     def look(event: OpEvent) -> None:
         if event.phase != "forward":
             return
-        name = next(cls.__name__ for cls in type(event.op).__mro__ if not cls.__name__.startswith("_"))
-        saved = list(event.op.saved)
+        name, saved = type(event.op).__name__, list(event.op.saved)
         split = {"LinearFunction": len(saved) - 1, "GroupedLinearFunction": 0}.get(name)
         weights = saved[split:] if name == "LinearFunction" else saved[: len(getattr(event.op, "_ranges", ()))]
         for part in saved:
@@ -170,7 +170,7 @@ def saved_bytes(precision: str, shape: tuple[int, int] = (16, 128), again: bool 
     tokens = np.random.default_rng(0).integers(0, 257, (shape[0], shape[1] + 1))
     with observing(look), ExitStack() as stack:
         for maker in makers:
-            stack.enter_context(replacing(maker, type(f"_{maker.__name__}", (maker,), {"again": Function.again})))
+            stack.enter_context(replacing(maker, type(maker.__name__, (maker,), {"again": Function.again})))
         model.loss(tokens[:, :-1], tokens[:, 1:])
     return {kind: size / (shape[0] * shape[1]) for kind, size in kinds.items()}
 
@@ -255,8 +255,9 @@ EXPERIMENTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 
 
 def _settings(steps: int, seed: int, batch: list[int] | None, lr: float | None) -> TrainConfig:
-    changed = {"batch_size": batch[0], "seq_len": batch[1]} if batch else {}
-    return TrainConfig(steps=steps, seed=seed, **SMALL | changed | ({"learning_rate": lr} if lr else {}))
+    changed: dict[str, Any] = {"batch_size": batch[0], "seq_len": batch[1]} if batch else {}
+    changed |= {} if lr is None else {"learning_rate": lr}
+    return TrainConfig(steps=steps, seed=seed, **SMALL | changed)
 
 
 def _losses(
@@ -267,7 +268,7 @@ def _losses(
     Behind the precision, '~ulp' moves the first weights, '@exact' sums as the emulated tensor core does.
     """
     precision, _, accumulate = name.partition("@")
-    shape = (f"@{batch[0]}x{batch[1]}" if batch else "") + (f"@lr{lr:g}" if lr else "")
+    shape = (f"@{batch[0]}x{batch[1]}" if batch else "") + ("" if lr is None else f"@lr{lr:g}")
     file = folder / f"{precision.replace(':', '+')}@{accumulate or 'fast'}@{seed}@{steps}{shape}.json"
     if not file.is_file():
         print(f"running {name}, seed {seed}, {steps} steps", flush=True)
